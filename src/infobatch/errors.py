@@ -1,0 +1,44 @@
+"""The exception tree.
+
+Every error that infobatch raises on purpose, beyond plain argument checks (`ValueError`,
+`TypeError`), is an `InfoBatchError`. Each also inherits from the built-in class that code
+without knowledge of infobatch would catch. A message says what must hold, what came, and what
+to write instead.
+"""
+
+from __future__ import annotations
+
+
+class InfoBatchError(Exception):
+    """Base of every error that infobatch raises on purpose."""
+
+
+class MisalignedUpdateError(InfoBatchError, RuntimeError):
+    """The losses given to `update` do not belong to the next samples of the epoch plan.
+
+    Raised before anything is written: scores and position are those from before the call.
+    """
+
+
+class LossError(InfoBatchError, ValueError):
+    """The losses or scores given to `update` are not one floating-point number per sample."""
+
+
+class EpochError(InfoBatchError, ValueError):
+    """An epoch was announced or trained that is not the one the pruner has planned."""
+
+
+class PolicyError(InfoBatchError, ValueError):
+    """A policy returned a selection that no epoch can be planned from."""
+
+
+class SamplerError(InfoBatchError, ValueError):
+    """The user's own sampler yields indices outside the data set, or nothing at all."""
+
+
+class StateError(InfoBatchError, ValueError):
+    """A state given to `load_state_dict` does not fit; the pruner is as it was before."""
+
+
+class NonFiniteLossWarning(UserWarning):
+    """Some losses of an epoch were NaN or infinite; their samples are kept in the next one."""

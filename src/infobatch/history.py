@@ -1,0 +1,81 @@
+"""What is remembered of an epoch: sums while it runs, a record when it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch.scores import FloatArray
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one finished epoch was.
+
+    Attributes:
+        epoch: 0-based number.
+        kept: samples in its plan.
+        total: samples that it would have had without pruning.
+        trained: samples whose losses came: fewer than `kept` under drop_last, after an early
+            `break` or `skip`.
+        threshold: the score below which samples could be pruned; NaN if nothing could.
+        mean_loss: mean of the finite unweighted losses; NaN if none came.
+        mean_weight: mean rescale weight over the plan.
+        non_finite: samples with a NaN or infinite loss or score.
+    """
+
+    epoch: int
+    kept: int
+    total: int
+    trained: int
+    threshold: float
+    mean_loss: float
+    mean_weight: float
+    non_finite: int
+
+
+@dataclass
+class LossTally:
+    """Sums over the losses of an epoch so far.
+
+    Attributes:
+        trained: how many samples have been trained on.
+        non_finite: of how many of them the loss or the score was NaN or infinite.
+        loss_count, loss_sum: number and float64 sum of the finite losses.
+    """
+
+    trained: int = 0
+    non_finite: int = 0
+    loss_count: int = 0
+    loss_sum: float = 0.0
+
+    def add(self, losses: FloatArray, scores: FloatArray, batches: list[int]) -> None:
+        """Take in losses (M,) and scores (M,) that came in batches of the given sizes.
+
+        Summed batch by batch, so that the sum does not depend, in its last bit, on when the
+        buffer was emptied, and a resumed run reports the same mean loss.
+        """
+        self.trained += len(losses)
+        starts = np.cumsum([0, *batches[:-1]])
+        with np.errstate(invalid="ignore"):
+            sums = np.add.reduceat(losses, starts, dtype=np.float64)
+        if scores is losses and np.isfinite(sums).all():  # the common case, at a quarter the cost
+            self.loss_count += len(losses)
+            self._add_sums(sums)
+            return
+        finite = np.isfinite(losses)
+        self.non_finite += int(np.count_nonzero(~(finite & np.isfinite(scores))))
+        self.loss_count += int(np.count_nonzero(finite))
+        known = np.where(finite, losses, np.float32(0.0))
+        self._add_sums(np.add.reduceat(known, starts, dtype=np.float64))
+
+    def _add_sums(self, batch_sums: NDArray[np.float64]) -> None:
+        for batch_sum in batch_sums.tolist():
+            self.loss_sum += batch_sum
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean of the finite losses, NaN if there was none."""
+        return self.loss_sum / self.loss_count if self.loss_count else float("nan")

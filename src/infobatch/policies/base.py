@@ -1,0 +1,107 @@
+"""What a policy is, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch.errors import PolicyError
+from infobatch.scores import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which samples an epoch keeps, and the rescale weight of each.
+
+    Either one weight per sample, or a small table of weights and one byte per sample that
+    points into it, which is how data sets of a billion samples stay small.
+
+    Attributes:
+        weights: non-negative and finite; 0 means pruned. Shape (N,) where `level` is None,
+            otherwise the table, shape (L,) with L <= 256.
+        level: (N,) uint8 indices into `weights`, or None.
+        threshold: the score below which samples may be pruned; NaN where there is none.
+            For information: it appears in `history`.
+
+    Raises:
+        PolicyError: the arrays do not fit these descriptions.
+    """
+
+    weights: NDArray[np.floating]
+    level: NDArray[np.uint8] | None = None
+    threshold: float = float("nan")
+
+    def __post_init__(self) -> None:
+        weights, level = self.weights, self.level
+        for name, array in (("weights", weights), ("level", level)):
+            if not isinstance(array, np.ndarray) and (name == "weights" or array is not None):
+                raise PolicyError(
+                    f"a Selection's {name} must be a numpy array, got {type(array).__name__}"
+                )
+        if weights.ndim != 1 or not np.issubdtype(weights.dtype, np.floating):
+            raise PolicyError(
+                "a Selection's weights must be a 1-D float array, got "
+                f"{weights.dtype} of shape {weights.shape}"
+            )
+        if not self.is_full and not bool(np.all(np.isfinite(weights) & (weights >= 0))):
+            raise PolicyError(
+                "a Selection's weights must be finite and not negative (0 = pruned); "
+                f"got values from {weights.min()} to {weights.max()}"
+            )
+        if level is not None:
+            if level.ndim != 1 or level.dtype != np.uint8:
+                raise PolicyError(
+                    "a Selection's level must be a 1-D uint8 array, got "
+                    f"{level.dtype} of shape {level.shape}"
+                )
+            if len(level) and int(level.max()) >= len(weights):
+                raise PolicyError(
+                    f"level {int(level.max())} points outside the table of {len(weights)} weights"
+                )
+
+    @classmethod
+    def full(cls, num_samples: int, *, threshold: float = float("nan")) -> Selection:
+        """Every sample, weight 1, in constant memory."""
+        return cls(np.broadcast_to(np.float64(1.0), (num_samples,)), threshold=threshold)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is `Selection.full`: every sample is kept with weight 1."""
+        return self.level is None and self.weights.strides == (0,) and self.weights[0] == 1.0
+
+    def __len__(self) -> int:
+        return len(self.weights if self.level is None else self.level)
+
+    def weights_of(
+        self, indices: NDArray[np.integer], dtype: type[np.floating[Any]] = np.float64
+    ) -> NDArray[np.floating[Any]]:
+        """The weights of some samples, shaped like `indices`; 0 where pruned."""
+        if self.level is None:
+            return self.weights.take(indices, mode="clip").astype(dtype, copy=False)
+        levels = self.level.take(indices, mode="clip")
+        return self.weights.astype(dtype, copy=False).take(levels, mode="clip")
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides which samples the next epoch keeps, and with what weight.
+
+    Anything with this one method is a policy. It must be a pure function of its arguments:
+    every process of a distributed run calls it and must get the same answer, and a resumed
+    run calls it again. Make it a frozen dataclass: its name and fields are then stored with
+    the pruner's state, and a state saved under other settings is refused.
+    """
+
+    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+        """Select the samples of one epoch.
+
+        Args:
+            scores: (N,) float32, not to be written to; non-finite where nothing usable is
+                known yet: such samples must be kept.
+            epoch: 0-based number of the epoch to plan.
+            rng: a generator that depends on the run's seed and on the epoch alone.
+        """
+        ...

@@ -1,0 +1,19 @@
+"""Full data: what everything is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from infobatch.policies.base import Selection
+from infobatch.scores import FloatArray
+
+
+@dataclass(frozen=True)
+class FullData:
+    """Keep every sample in every epoch, weight 1: plain shuffled training."""
+
+    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+        """Select all samples."""
+        return Selection.full(len(scores))

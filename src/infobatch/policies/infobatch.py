@@ -1,0 +1,131 @@
+"""The paper's policy: prune at random below the mean, rescale what remains of it.
+
+Qin et al., InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning, ICLR 2024,
+arXiv 2303.04947, section 3.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from infobatch.policies.base import Selection
+from infobatch.policies.thinning import thin
+from infobatch.scores import FloatArray, below, finite_mean, finite_quantiles
+from infobatch.validation import check_fraction
+
+Quantiles = tuple[tuple[float, float], ...]
+
+_MOST_RANGES = 254  # a Selection's level is one byte, and two of its values are taken
+
+PAPER_QUANTILES: Quantiles = ((0.20, 0.25), (0.85, 0.50), (1.00, 1.00))
+"""(upper quantile, keep ratio) of the score ranges behind the paper's 40% results."""
+
+
+@dataclass(frozen=True)
+class MeanThreshold:
+    """Prune the samples whose score is below the mean with probability r.
+
+    With threshold m = mean of the known scores, a sample with score < m is kept with probability
+    1 - r and weight 1 / (1 - r), every other sample with probability and weight 1 (section 3.2,
+    equations 3 and 4). So E[weight * kept] = 1 for each sample, and the expected sum of weighted
+    gradients is the gradient sum of the full data: unbiased.
+
+    The draw is exact in count: of M samples below the mean, k = round((1 - r) M) are kept, with
+    weight M / k each. Samples without a usable score (never seen, NaN, infinite) are kept.
+
+    Attributes:
+        prune_ratio: r in [0, 1).
+    """
+
+    prune_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        prune_ratio = check_fraction("prune_ratio", self.prune_ratio, below_one=True)
+        object.__setattr__(self, "prune_ratio", prune_ratio)  # 0 and 0.0 are one setting
+
+    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+        """Thin the samples strictly below the mean score."""
+        threshold = finite_mean(scores)
+        if self.prune_ratio == 0.0 or np.isnan(threshold):
+            return Selection.full(len(scores))
+        easy = below(scores, threshold)
+        dropped, weight = thin(easy, 1.0 - self.prune_ratio, rng)
+        level = easy.view(np.uint8) + dropped.view(np.uint8)  # 0 hard, 1 easy, 2 easy and dropped
+        return Selection(np.array([1.0, weight, 0.0]), level, threshold)
+
+
+@dataclass(frozen=True)
+class QuantileThresholds:
+    """A keep ratio for each range of the score distribution: the multi-level variant.
+
+    In the range with keep ratio q a sample is kept with probability q and weight 1 / q, so
+    this is unbiased as well. The default is the variant behind the paper's 40% results: it
+    prunes 47.5% of an epoch whatever the shape of the loss distribution, ties aside.
+
+    Attributes:
+        quantiles: (upper quantile, keep ratio) pairs in rising order of quantile; a range
+            reaches from the quantile before it (0 for the first) to its own, its upper end
+            excluded. What lies above the last one is kept whole. A mapping is taken too.
+    """
+
+    quantiles: Quantiles = PAPER_QUANTILES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quantiles", normalise_quantiles(self.quantiles))
+
+    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+        """Thin each score range by its own ratio."""
+        bounded = [pair for pair in self.quantiles if pair[0] < 1.0]
+        edges = finite_quantiles(scores, [upper for upper, _ in bounded])
+        if np.isnan(edges).any():
+            return Selection.full(len(scores))
+        ratios = [keep for _, keep in bounded]
+        if self.quantiles[-1][0] == 1.0:
+            edges.append(float("inf"))
+            ratios.append(self.quantiles[-1][1])
+        level = np.zeros(len(scores), dtype=np.uint8)
+        table = [1.0, 0.0]  # level 0: above the last range, or without a score; 1: pruned
+        lower = np.zeros(len(scores), dtype=bool)
+        for edge, keep_ratio in zip(edges, ratios, strict=True):
+            under = below(scores, edge)
+            dropped, weight = thin(under & ~lower, keep_ratio, rng)
+            level[under & ~lower] = len(table)
+            level[dropped] = 1
+            table.append(weight)
+            lower = under
+        pruning = [edge for edge, keep in zip(edges, ratios, strict=True) if keep < 1.0]
+        return Selection(np.array(table), level, max(pruning, default=float("nan")))
+
+
+def normalise_quantiles(
+    quantiles: Mapping[float, float] | Iterable[tuple[float, float]],
+) -> Quantiles:
+    """Check quantile ranges and bring them into one form.
+
+    Args:
+        quantiles: (upper quantile, keep ratio) pairs, or a mapping of one to the other.
+
+    Raises:
+        ValueError: quantiles not rising within (0, 1], or a keep ratio outside (0, 1].
+    """
+    items = quantiles.items() if isinstance(quantiles, Mapping) else quantiles
+    rule = (
+        "quantiles must be (upper quantile, keep ratio) pairs, e.g. "
+        "((0.20, 0.25), (0.85, 0.50), (1.0, 1.0)), with quantiles rising within (0, 1] and "
+        "keep ratios in (0, 1]"
+    )
+    try:
+        pairs = tuple((float(upper), float(keep)) for upper, keep in items)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule}; got {quantiles!r}") from error
+    edges = [0.0, *(upper for upper, _ in pairs)]
+    rising = all(lower < upper <= 1.0 for lower, upper in itertools.pairwise(edges))
+    if not pairs or not rising or not all(0.0 < keep <= 1.0 for _, keep in pairs):
+        raise ValueError(f"{rule}; got {quantiles!r}")
+    if len(pairs) > _MOST_RANGES:
+        raise ValueError(f"quantiles can be at most {_MOST_RANGES} ranges, got {len(pairs)}")
+    return pairs

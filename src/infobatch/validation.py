@@ -1,0 +1,46 @@
+"""Argument checks shared by the rooms: each error names the argument, the rule and what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+
+def check_fraction(name: str, value: object, *, below_one: bool = False) -> float:
+    """Return `value` as a float in [0, 1], or in [0, 1) with `below_one`.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: outside the range, or NaN.
+    """
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]  # the except clause is the check
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if math.isnan(number) or number < 0.0 or number > 1.0 or (below_one and number == 1.0):
+        interval = "[0, 1)" if below_one else "[0, 1]"
+        raise ValueError(
+            f"{name} must be in {interval}, a fraction and not a percentage, got {value!r}"
+        )
+    return number
+
+
+def check_int(name: str, value: object, *, at_least: int, at_most: int | None = None) -> int:
+    """Return `value` as an int within bounds; booleans and floats are refused.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: out of bounds.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # the except clause is the check
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < at_least or (at_most is not None and number > at_most):
+        upper = "" if at_most is None else f" and at most {at_most}"
+        raise ValueError(f"{name} must be at least {at_least}{upper}, got {number}")
+    return number
