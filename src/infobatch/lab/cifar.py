@@ -1,0 +1,63 @@
+"""CIFAR-10 and CIFAR-100 as tasks: they differ in the number of classes and the mean colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infobatch.lab.datasets import ImageArrays, read_cifar
+from infobatch.lab.images import ImageInputs, correct, cross_entropy
+from infobatch.lab.models import build_model
+from infobatch.lab.task import Task, TaskData
+
+
+def cifar_task(
+    *, classes: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Task:
+    """The task for the data set with that many classes, normalised by its mean colour.
+
+    Augmented as in the InfoBatch paper: crops of the image reflect-padded by 4 pixels, and flips.
+    """
+
+    def load(data_dir: Path | None) -> TaskData:
+        return _to_tensors(read_cifar(data_dir, classes=classes))
+
+    def build(name: str, width: int | None) -> nn.Module:
+        return build_model(name, channels=3, classes=classes, width=width)
+
+    return Task(
+        name=f"cifar{classes}",
+        description=f"CIFAR-{classes}, 60,000 photographs, 32x32 pixels, {classes} classes",
+        epochs=30,
+        batch_size=128,
+        lr=0.2,
+        model="cifar-cnn",
+        threads=0,
+        load=load,
+        build=build,
+        inputs=ImageInputs(mean=mean, std=std, crop_padding=4, flip=True),
+        loss=cross_entropy,
+        score=correct,
+        metric="test accuracy",
+        thumbnail=_thumbnail,
+    )
+
+
+def _to_tensors(arrays: ImageArrays) -> TaskData:
+    def images(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+    return TaskData(
+        images(arrays.train_images),
+        torch.from_numpy(arrays.train_labels),
+        images(arrays.test_images),
+        torch.from_numpy(arrays.test_labels),
+        arrays.class_names,
+    )
+
+
+def _thumbnail(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).cpu().numpy()

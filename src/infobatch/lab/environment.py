@@ -1,0 +1,68 @@
+"""Where a result comes from: versions, hardware and commit, but no host name and no path."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import infobatch
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "infobatch": infobatch.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """The device's model, and for a CPU how many cores torch may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = _cpu_model() or platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+
+
+def _cpu_model() -> str:
+    """The processor's name from the kernel; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "")
+
+
+def commit() -> str | None:
+    """The commit of the source tree that infobatch is imported from, with "-dirty" if changed.
+
+    None if this file is not tracked by git, as in an installed package, even where that lies
+    inside some other repository.
+    """
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in the folder of this file; None if it fails or is not there."""
+    try:
+        finished = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return finished.stdout.strip()

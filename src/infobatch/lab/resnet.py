@@ -1,0 +1,94 @@
+"""ResNet-18 and ResNet-50 for 32x32 images (He et al., 2016, arXiv 1512.03385).
+
+The CIFAR form that the InfoBatch paper trains: a 3x3 stem with stride 1 and no max-pooling, the
+four stages of the ImageNet networks, strides 1, 2, 2, 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class Residual(nn.Module):
+    """relu(body(x) + shortcut(x)); the shortcut is a 1x1 projection where the shape changes."""
+
+    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else _conv_bn(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) to feature maps."""
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def basic_block(inputs: int, width: int, stride: int) -> Residual:
+    """Two 3x3 convolutions; `width` channels out."""
+    body = nn.Sequential(
+        _conv_bn(inputs, width, 3, stride), nn.ReLU(inplace=True), _conv_bn(width, width, 3)
+    )
+    return Residual(body, inputs, width, stride)
+
+
+def bottleneck_block(inputs: int, width: int, stride: int) -> Residual:
+    """1x1, 3x3, 1x1 convolutions; four times `width` channels out."""
+    body = nn.Sequential(
+        _conv_bn(inputs, width, 1),
+        nn.ReLU(inplace=True),
+        _conv_bn(width, width, 3, stride),
+        nn.ReLU(inplace=True),
+        _conv_bn(width, 4 * width, 1),
+    )
+    return Residual(body, inputs, 4 * width, stride)
+
+
+class ResNet(nn.Module):
+    """Stem, four stages of residual blocks, global average pooling and a linear layer.
+
+    Args:
+        depths: blocks per stage.
+        bottleneck: bottleneck blocks, with an expansion of 4, in place of basic ones.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, width: int, *, depths: Sequence[int], bottleneck: bool
+    ) -> None:
+        super().__init__()
+        block, expansion = (bottleneck_block, 4) if bottleneck else (basic_block, 1)
+        self.stem = nn.Sequential(_conv_bn(channels, width, 3), nn.ReLU(inplace=True))
+        stages = nn.Sequential()
+        features = width
+        for stage, depth in enumerate(depths):
+            stage_width = width * 2**stage
+            for position in range(depth):
+                stride = 2 if stage > 0 and position == 0 else 1
+                stages.append(block(features, stage_width, stride))
+                features = stage_width * expansion
+        self.stages = stages
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, classes)."""
+        return cast(Tensor, self.head(self.stages(self.stem(images)).mean(dim=(2, 3))))
+
+
+def resnet18(channels: int, classes: int, width: int) -> nn.Module:
+    """ResNet-18 with 3x3 stem; 11.2 million parameters at width 64."""
+    return ResNet(channels, classes, width, depths=(2, 2, 2, 2), bottleneck=False)
+
+
+def resnet50(channels: int, classes: int, width: int) -> nn.Module:
+    """ResNet-50 with 3x3 stem; 23.5 million parameters at width 64."""
+    return ResNet(channels, classes, width, depths=(3, 4, 6, 3), bottleneck=True)

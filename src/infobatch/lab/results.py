@@ -1,0 +1,202 @@
+"""Results as JSON lines: one finished run a line, on disk before the next run begins."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infobatch.lab.errors import LabError
+from infobatch.lab.settings import Settings
+
+FORMAT = 1
+FILE_NAME = "results.jsonl"
+
+
+@dataclass
+class Cost:
+    """What a run spent, counted where it was spent.
+
+    Forwarded and backpropagated samples are counted apart: a method that scores samples without
+    training on them pays for the first alone. Test samples are not counted.
+    """
+
+    samples_forwarded: int = 0
+    samples_backpropagated: int = 0
+    steps: int = 0
+
+
+@dataclass
+class Curves:
+    """One entry per epoch.
+
+    Attributes:
+        kept: samples trained on.
+        threshold: score threshold of the selection; None where nothing was pruned by score.
+        mean_loss: mean training loss; None if it was not finite.
+        metric: on the test set; None where it was not evaluated.
+        samples: sample passes since the start.
+    """
+
+    kept: list[int] = field(default_factory=list)
+    threshold: list[float | None] = field(default_factory=list)
+    mean_loss: list[float | None] = field(default_factory=list)
+    metric: list[float | None] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Histogram:
+    """The scores before an epoch in equal bins from `low` to `high`, and the threshold."""
+
+    epoch: int
+    low: float
+    high: float
+    counts: list[int]
+    threshold: float
+
+
+@dataclass
+class PrunedSample:
+    """A training sample and in how many epochs it was left out."""
+
+    index: int
+    class_name: str
+    times_pruned: int
+
+
+@dataclass
+class Observations:
+    """What a run showed besides its numbers."""
+
+    histograms: list[Histogram] = field(default_factory=list)
+    most_pruned: list[PrunedSample] = field(default_factory=list)
+    never_pruned: list[PrunedSample] = field(default_factory=list)
+
+
+@dataclass
+class RunResult:
+    """One finished run.
+
+    Attributes:
+        arm, seed, settings: what was run.
+        dataset_size, epochs: training samples, and epochs of this run.
+        metric: of the final epoch, in percent; never the best epoch.
+        wall_seconds: training with selection inside the clock and evaluation outside.
+        versions, hardware, commit, time: where and when (UTC).
+    """
+
+    arm: str
+    seed: int
+    settings: Settings
+    dataset_size: int
+    epochs: int
+    cost: Cost
+    metric: float
+    wall_seconds: float
+    curves: Curves
+    observations: Observations
+    versions: dict[str, str]
+    hardware: str
+    commit: str | None
+    time: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers, for one line of JSON."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, entries: dict[str, Any]) -> RunResult:
+        """Inverse of `to_json`; KeyError, TypeError or ValueError where it is none."""
+        if entries["format"] != FORMAT:
+            raise ValueError(f"format {entries['format']}, this version reads {FORMAT}")
+        observed = entries["observations"]
+        known = {name: value for name, value in entries.items() if name != "format"}
+        return cls(
+            **{
+                **known,
+                "settings": Settings.from_json(entries["settings"]),
+                "cost": Cost(**entries["cost"]),
+                "curves": Curves(**entries["curves"]),
+                "observations": Observations(
+                    [Histogram(**item) for item in observed["histograms"]],
+                    [PrunedSample(**item) for item in observed["most_pruned"]],
+                    [PrunedSample(**item) for item in observed["never_pruned"]],
+                ),
+            }
+        )
+
+
+def read_results(path: Path) -> list[RunResult]:
+    """All finished runs of a results file, or of the one in a folder.
+
+    A last line that a crash cut short is no finished run and is left out.
+
+    Raises:
+        LabError: there is no such file, or another line is damaged.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise LabError(f"no results in {path}: {error.strerror}") from error
+    return _parse(file, content)
+
+
+def _parse(file: Path, content: bytes) -> list[RunResult]:
+    results = []
+    for number, line in enumerate(content[: _whole(content)].splitlines(), start=1):
+        try:
+            results.append(RunResult.from_json(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(
+                f"{file}, line {number}: not a result of this version of infobatch "
+                f"({type(error).__name__}: {error}); move the file away or use another --out"
+            ) from error
+    return results
+
+
+def _whole(content: bytes) -> int:
+    """Length of the part that consists of whole lines."""
+    return content.rfind(b"\n") + 1
+
+
+class ResultsFile:
+    """The results of one comparison on disk, opened to go on with.
+
+    Raises:
+        LabError: the file holds runs with other settings, or a damaged line.
+    """
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.path = folder / FILE_NAME
+        self._results: dict[tuple[str, int], RunResult] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            content = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise LabError(f"--out {folder} cannot be used: {error.strerror}") from error
+        for result in _parse(self.path, content):
+            if result.settings != settings:
+                raise LabError(
+                    f"{folder} holds results with other settings: "
+                    f"{settings.difference(result.settings)}; use another --out"
+                )
+            self._results[result.arm, result.seed] = result
+        if len(content) > _whole(content):
+            os.truncate(self.path, _whole(content))
+
+    def find(self, arm: str, seed: int) -> RunResult | None:
+        """The finished run, if there is one."""
+        return self._results.get((arm, seed))
+
+    def add(self, result: RunResult) -> None:
+        """Append a finished run; on return it is on the disk."""
+        line = json.dumps(result.to_json(), allow_nan=False) + "\n"
+        with self.path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._results[result.arm, result.seed] = result

@@ -1,0 +1,63 @@
+"""Scikit-learn's 1,797 handwritten digits: real images, no download, seconds a run.
+
+Alpaydin and Kaynak, 1998, "Optical Recognition of Handwritten Digits", UCI. 8x8 grey values of
+0..16; two thirds train and one third tests, stratified by class and always the same split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from infobatch.lab.images import ImageInputs, correct, cross_entropy
+from infobatch.lab.models import build_model
+from infobatch.lab.task import Task, TaskData
+
+
+def load(_data_dir: Path | None) -> TaskData:
+    """The digits that come with scikit-learn, wherever other data may lie."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    train_x, test_x, train_y, test_y = train_test_split(
+        images, labels.astype(np.int64), test_size=1 / 3, random_state=0, stratify=labels
+    )
+    return TaskData(
+        torch.from_numpy(train_x),
+        torch.from_numpy(train_y),
+        torch.from_numpy(test_x),
+        torch.from_numpy(test_y),
+        tuple(str(digit) for digit in range(10)),
+    )
+
+
+def build(name: str, width: int | None) -> nn.Module:
+    """A model for one grey channel and ten classes."""
+    return build_model(name, channels=1, classes=10, width=width)
+
+
+def thumbnail(image: Tensor) -> np.ndarray:
+    """Dark ink on white, as it was written."""
+    return 255 - image[0].cpu().numpy()
+
+
+TASK = Task(
+    name="digits",
+    description="scikit-learn's 1,797 handwritten digits, 8x8 pixels, 10 classes",
+    epochs=40,
+    batch_size=128,
+    lr=0.2,
+    model="digits-cnn",
+    threads=1,  # so small a network only waits for a second one
+    load=load,
+    build=build,
+    inputs=ImageInputs(mean=(0.305,), std=(0.376,)),
+    loss=cross_entropy,
+    score=correct,
+    metric="test accuracy",
+    thumbnail=thumbnail,
+)

@@ -1,0 +1,226 @@
+"""The one training loop: every arm of every task runs through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler
+
+from infobatch.lab.arm import ArmRun
+from infobatch.lab.errors import LabError
+from infobatch.lab.observe import Observer
+from infobatch.lab.results import Cost, Curves
+from infobatch.lab.settings import Settings
+from infobatch.lab.task import Task, TaskData
+from infobatch.schedule import ProgressScheduler
+
+_EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What is known when an epoch has ended."""
+
+    epoch: int
+    epochs: int
+    kept: int
+    total: int
+    metric: float | None
+
+
+class TrainingRun:
+    """One model trained by one arm with one seed.
+
+    Runs that share a seed start from the same weights and share the permutation of every epoch.
+    Nothing here reads a global random generator once the model is built.
+
+    Args:
+        arm_run: the pruner and its number of epochs.
+        data: on the device that the run is to use.
+        seed: of the initial weights and of the augmentation.
+    """
+
+    def __init__(
+        self, task: Task, data: TaskData, arm_run: ArmRun, settings: Settings, *, seed: int
+    ) -> None:
+        self.task = task
+        self.data = data
+        self.settings = settings
+        self.seed = seed
+        self.epochs = arm_run.epochs
+        self.pruner = arm_run.pruner
+        self.device = data.train_inputs.device
+        self.model = initial_model(task, settings, seed).to(self.device)
+        if settings.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._compute: Callable[[Tensor], Tensor] = (
+            torch.compile(self.model) if settings.compile else self.model
+        )
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings.lr,
+            momentum=0.9,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+        )
+        self.scheduler = ProgressScheduler(
+            torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizer,
+                max_lr=settings.lr,
+                total_steps=self.epochs * math.ceil(len(data.train_targets) / settings.batch_size),
+                pct_start=0.3,
+                div_factor=25,
+                final_div_factor=1e4,
+                cycle_momentum=False,
+            ),
+            self.pruner,
+        )
+        self.observer = Observer(self.epochs, settings.delta, len(data.train_targets))
+        self.cost = Cost()
+        self.curves = Curves()
+        self.wall_seconds = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.curves.kept) == self.epochs
+
+    def run_epoch(self) -> EpochReport:
+        """Train for one epoch, inside the clock; then look at it, outside."""
+        epoch = len(self.curves.kept)
+        with self._clock():
+            plan = self.pruner.plan  # otherwise made when the sampler is iterated
+        self.observer.before_epoch(plan, self.pruner.scores)
+        with self._clock():
+            self._train_epoch(epoch)
+
+        record = self.pruner.history[-1]
+        last = epoch == self.epochs - 1
+        due = last or (epoch + 1) % self.settings.eval_every == 0
+        self.curves.kept.append(record.kept)
+        self.curves.threshold.append(_finite(record.threshold))
+        self.curves.mean_loss.append(_finite(record.mean_loss))
+        self.curves.metric.append(self.evaluate() if due else None)
+        self.curves.samples.append(self.cost.samples_forwarded)
+        return EpochReport(epoch, self.epochs, record.kept, record.total, self.curves.metric[-1])
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.model.train()
+        batches = BatchSampler(self.pruner.sampler, self.settings.batch_size, drop_last=False)
+        for step, batch in enumerate(batches):
+            indices = torch.tensor(batch, device=self.device)
+            targets = self.data.train_targets[indices]
+            generator = torch.Generator().manual_seed(_augmentation_seed(self.seed, epoch, step))
+            outputs = self._forward(self.data.train_inputs[indices], generator)
+            losses = self.task.loss(outputs, targets, self.settings.label_smoothing)
+            loss = self.pruner.update(losses)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            self.cost.samples_forwarded += len(batch)
+            self.cost.samples_backpropagated += len(batch)
+            self.cost.steps += 1
+
+    def _forward(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        inputs = self.task.inputs(rows, generator)
+        if self.settings.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            return self._compute(inputs)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """The metric on the whole test set, in percent."""
+        self.model.eval()
+        total = 0.0
+        for start in range(0, len(self.data.test_targets), _EVALUATION_BATCH):
+            rows = slice(start, start + _EVALUATION_BATCH)
+            outputs = self._forward(self.data.test_inputs[rows], None)
+            total += float(self.task.score(outputs, self.data.test_targets[rows]).sum())
+        return 100 * total / len(self.data.test_targets)
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Count the time of a block, up to when the device has done what it was given."""
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.wall_seconds += time.perf_counter() - started
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on; plain tensors, numbers and containers."""
+        return {
+            "settings": self.settings.digest,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "pruner": self.pruner.state_dict(),
+            "observer": self.observer.state_dict(),
+            "cost": vars(self.cost),
+            "curves": vars(self.curves),
+            "wall_seconds": self.wall_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; the rest of the run is as if never interrupted."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.pruner.load_state_dict(state["pruner"])
+        self.observer.load_state_dict(state["observer"])
+        self.cost = Cost(**state["cost"])
+        self.curves = Curves(**state["curves"])
+        self.wall_seconds = state["wall_seconds"]
+
+
+def initial_model(task: Task, settings: Settings, seed: int) -> nn.Module:
+    """The weights that every arm of this seed starts from; the global generator is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return task.build(settings.model, settings.width)
+
+
+def _augmentation_seed(seed: int, epoch: int, step: int) -> int:
+    """One seed for every step of every run, so that a resumed run goes on as if never stopped."""
+    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def save_checkpoint(run: TrainingRun, path: Path) -> None:
+    """Write the run's state; a crash leaves either the old checkpoint or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    torch.save(run.state_dict(), unfinished)
+    unfinished.replace(path)
+
+
+def load_checkpoint(run: TrainingRun, path: Path) -> bool:
+    """Go on from a checkpoint if there is one; whether there was.
+
+    Raises:
+        LabError: it belongs to other settings.
+    """
+    if not path.exists():
+        return False
+    state = torch.load(path, map_location=run.device, weights_only=True)
+    if state["settings"] != run.settings.digest:
+        raise LabError(
+            f"{path} belongs to other settings; use another --out, or delete it to start afresh"
+        )
+    run.load_state_dict(state)
+    return True
