@@ -1,0 +1,25 @@
+"""Settings that all tests share: one thread, seeded draws, hypothesis profiles."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadline: the first example pays for imports and caches of torch. The health check on speed is
+# off for the same reason; the number of examples is what bounds the time.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=25, **_COMMON)
+settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=True, **_COMMON)
+settings.register_profile("thorough", max_examples=1000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "quick"))
+
+# The tests compute on tiny tensors: more threads only get in each other's way, and the promise that
+# the thread count changes nothing has a test of its own.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_torch():
+    """A test's draws depend on nothing that ran before it; pytest-randomly seeds the others."""
+    torch.manual_seed(0)

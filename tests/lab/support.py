@@ -1,0 +1,91 @@
+"""What the tests of the laboratory share."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from infobatch.lab.arm import ArmContext
+from infobatch.lab.arms import all_arms
+from infobatch.lab.commands import app
+from infobatch.lab.settings import Settings
+from infobatch.lab.task import Task, TaskData
+from infobatch.lab.tasks import all_tasks
+from infobatch.lab.train import TrainingRun
+
+DIGITS = all_tasks()["digits"]
+AUGMENTED = replace(DIGITS, inputs=replace(DIGITS.inputs, crop_padding=1, flip=True))
+SMALL = ("--epochs", "5", "--limit-train", "300", "--batch-size", "50", "--seeds", "2")
+
+SETTINGS = Settings(
+    task="digits",
+    model="digits-cnn",
+    width=4,
+    epochs=6,
+    batch_size=40,
+    lr=0.1,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    nesterov=False,
+    prune_ratio=0.5,
+    delta=0.7,
+    device="cpu",
+    precision="fp32",
+    channels_last=False,
+    compile=False,
+    threads=1,
+    eval_every=1,
+    limit_train=200,
+    margin=0.5,
+    data="none",
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Where a comparison lies and what the command printed."""
+
+    out: Path
+    output: str
+
+
+def run_command(*arguments: str) -> Result:
+    """What `infobatch` prints and returns, in this process."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+def small_comparison(out: Path, *arguments: str) -> Result:
+    """The command that the shared comparison comes from, with further options."""
+    return run_command("compare", *SMALL, "--out", str(out), *arguments)
+
+
+def digits(size: int = 200) -> TaskData:
+    return DIGITS.load(None).limit_train(size)
+
+
+def training_run(
+    arm: str,
+    data: TaskData,
+    *,
+    task: Task = DIGITS,
+    seed: int = 0,
+    infobatch_samples: int | None = None,
+    **changes,
+) -> TrainingRun:
+    """One run of an arm on digits, with changes to the small settings."""
+    settings = replace(SETTINGS, **changes)
+    context = ArmContext(
+        dataset_size=len(data.train_targets),
+        epochs=settings.epochs,
+        prune_ratio=settings.prune_ratio,
+        delta=settings.delta,
+        seed=seed,
+        infobatch_samples=infobatch_samples,
+    )
+    return TrainingRun(task, data, all_arms()[arm].start(context), settings, seed=seed)
+
+
+def finish(run: TrainingRun) -> TrainingRun:
+    while not run.finished:
+        run.run_epoch()
+    return run

@@ -1,0 +1,271 @@
+"""The training loop: runs pair by seed, cost what they say, and resume as if never stopped."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.lab.support import AUGMENTED, DIGITS, SETTINGS, digits, finish, training_run
+
+from infobatch.lab.errors import LabError
+from infobatch.lab.train import initial_model, load_checkpoint, save_checkpoint
+from infobatch.plan import shuffled
+
+ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "random")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits()
+
+
+def parameters(run):
+    return [p.detach() for p in run.model.parameters()]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_runs_of_one_seed_start_from_the_same_weights(arm, data):
+    run = training_run(arm, data, seed=3, infobatch_samples=900)
+    expected = initial_model(DIGITS, SETTINGS, 3)
+    other = initial_model(DIGITS, SETTINGS, 4)
+    for own, same, different in zip(
+        run.model.state_dict().values(),
+        expected.state_dict().values(),
+        other.state_dict().values(),
+        strict=True,
+    ):
+        assert torch.equal(own, same)
+        assert own.ndim < 2 or not torch.equal(own, different)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_runs_of_one_seed_take_their_samples_from_the_same_permutations(arm, data):
+    run = training_run(arm, data, seed=3, infobatch_samples=900)
+    for epoch in range(3):
+        order = shuffled(200, 3, epoch).tolist()
+        planned = run.pruner.plan.indices.tolist()
+        kept = set(planned)
+        assert planned == [index for index in order if index in kept]
+        run.run_epoch()
+
+
+def test_the_full_arm_is_a_plain_pytorch_loop_bit_for_bit(data):
+    run = finish(training_run("full", data, seed=1))
+
+    model = initial_model(DIGITS, SETTINGS, 1)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=SETTINGS.lr, momentum=0.9, weight_decay=SETTINGS.weight_decay
+    )
+    steps = SETTINGS.epochs * 5
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, SETTINGS.lr, total_steps=steps, cycle_momentum=False
+    )
+    for epoch in range(SETTINGS.epochs):
+        for batch in torch.from_numpy(shuffled(200, 1, epoch)).long().split(40):
+            outputs = model(DIGITS.inputs(data.train_inputs[batch], None))
+            loss = F.cross_entropy(
+                outputs, data.train_targets[batch], reduction="none", label_smoothing=0.1
+            ).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if scheduler.last_epoch < steps - 1:
+                scheduler.step()
+
+    assert run.cost.steps == steps
+    for ours, plain in zip(parameters(run), model.parameters(), strict=True):
+        assert torch.equal(ours, plain)
+
+
+def test_equal_cost_arms_spend_what_infobatch_spent(data):
+    spent = finish(training_run("infobatch", data)).cost.samples_forwarded
+    assert 0.6 * 1200 < spent < 0.95 * 1200
+
+    random = finish(training_run("random", data, infobatch_samples=spent))
+    pruned_epochs = sum(kept < 200 for kept in random.curves.kept)
+    assert pruned_epochs == 4  # epochs 1..4 of 6: after the warm-up, before delta * 6 = 4.2
+    assert abs(random.cost.samples_forwarded - spent) <= pruned_epochs / 2
+
+    fewer = finish(training_run("fewer-epochs", data, infobatch_samples=spent))
+    assert fewer.curves.kept == [200] * fewer.epochs
+    assert abs(fewer.cost.samples_forwarded - spent) <= 200 / 2
+    assert fewer.scheduler.get_last_lr()[0] < 1e-4 * SETTINGS.lr
+
+
+def test_random_prunes_when_infobatch_does(data):
+    infobatch = finish(training_run("infobatch", data))
+    random = finish(
+        training_run("random", data, infobatch_samples=infobatch.cost.samples_forwarded)
+    )
+    for kept in (infobatch.curves.kept, random.curves.kept):
+        assert [count < 200 for count in kept] == [False, True, True, True, True, False]
+
+
+def test_every_arm_that_leaves_samples_out_rescales_the_others_until_it_anneals(data):
+    for arm in ("infobatch", "infobatch-quantile", "random"):
+        run = training_run(arm, data, infobatch_samples=900)
+        for epoch in range(SETTINGS.epochs):
+            weights = run.pruner.plan.weights
+            assert float(weights.sum()) == pytest.approx(200)
+            assert (weights == 1).all() == (epoch in (0, 5))
+            run.run_epoch()
+
+
+def test_every_step_of_every_epoch_and_seed_is_augmented_anew(data):
+    draws = []
+    recorded = replace(
+        AUGMENTED,
+        inputs=lambda rows, generator: (
+            draws.append(torch.rand(1, generator=generator).item() if generator else 0),
+            DIGITS.inputs(rows, None),
+        )[1],
+    )
+    for seed in (0, 1):
+        finish(training_run("full", data, task=recorded, seed=seed, eval_every=6))
+    drawn = [draw for draw in draws if draw]
+    assert len(drawn) == len(set(drawn)) == 2 * 6 * 5
+
+
+def test_an_infobatch_run_that_saves_nothing_is_matched_too(data):
+    run = training_run("random", data, infobatch_samples=1200)
+    assert finish(run).cost.samples_forwarded == 1200
+    assert training_run("fewer-epochs", data, infobatch_samples=1200).epochs == SETTINGS.epochs
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_cost_is_counted_where_it_is_spent(arm, data):
+    run = finish(training_run(arm, data, infobatch_samples=900))
+    assert run.cost.samples_forwarded == sum(run.curves.kept) == run.curves.samples[-1]
+    assert run.cost.samples_backpropagated == run.cost.samples_forwarded
+    assert run.cost.steps == sum(-(-kept // 40) for kept in run.curves.kept)
+
+
+@pytest.mark.parametrize("task", [DIGITS, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize("arm", ["full", "infobatch", "infobatch-quantile"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
+    task, arm, stop, data, tmp_path: Path
+):
+    path = tmp_path / "checkpoints" / "run.pt"
+    straight = finish(training_run(arm, data, task=task, seed=2))
+
+    interrupted = training_run(arm, data, task=task, seed=2)
+    for _ in range(stop):
+        interrupted.run_epoch()
+    save_checkpoint(interrupted, path)
+    interrupted.run_epoch()  # lost: it happens after the checkpoint
+
+    resumed = training_run(arm, data, task=task, seed=2)
+    assert load_checkpoint(resumed, path)
+    assert len(resumed.curves.kept) == stop
+    finish(resumed)
+
+    for ours, theirs in zip(parameters(resumed), parameters(straight), strict=True):
+        assert torch.equal(ours, theirs)
+    assert resumed.curves == straight.curves
+    assert resumed.cost == straight.cost
+    scores = [run.pruner.scores for run in (resumed, straight)]
+    assert torch.equal(*scores)
+    assert resumed.observer.observations(data, scores[0]) == straight.observer.observations(
+        data, scores[1]
+    )
+
+
+def test_a_crash_while_saving_leaves_the_checkpoint_before_it(data, tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    run = training_run("infobatch", data)
+    run.run_epoch()
+    save_checkpoint(run, path)
+    run.run_epoch()
+
+    def crash(_state, file):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(run, path)
+    resumed = training_run("infobatch", data)
+    assert load_checkpoint(resumed, path)
+    assert len(resumed.curves.kept) == 1
+
+
+def test_a_checkpoint_of_other_settings_is_refused(data, tmp_path):
+    run = training_run("infobatch", data)
+    run.run_epoch()
+    save_checkpoint(run, tmp_path / "run.pt")
+    with pytest.raises(LabError, match="belongs to other settings; use another --out"):
+        load_checkpoint(training_run("infobatch", data, lr=0.2), tmp_path / "run.pt")
+
+
+def test_without_a_checkpoint_a_run_starts_afresh(data, tmp_path):
+    assert not load_checkpoint(training_run("full", data), tmp_path / "none.pt")
+
+
+def test_global_generators_are_neither_read_nor_written(data):
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the global generator is what this is about
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+        run = training_run("infobatch", data)
+        run.run_epoch()
+        run.run_epoch()
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+        states.append(parameters(run))
+    for first, second in zip(*states, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_selection_runs_inside_the_clock_and_evaluation_outside(data, monkeypatch):
+    run = training_run("infobatch", data)
+    run.run_epoch()
+    monkeypatch.setattr(run, "evaluate", lambda: time.sleep(0.3) or 50.0)
+    select = type(run.pruner.policy).select
+
+    def slow_select(*arguments):
+        time.sleep(0.2)
+        return select(*arguments)
+
+    monkeypatch.setattr(type(run.pruner.policy), "select", slow_select)
+    before, started = run.wall_seconds, time.perf_counter()
+    run.run_epoch()
+    elapsed = time.perf_counter() - started
+    assert run.wall_seconds - before >= 0.2
+    assert run.wall_seconds - before <= elapsed - 0.3
+
+
+def test_evaluation_comes_every_few_epochs_and_after_the_last(data):
+    metric = finish(training_run("full", data, eval_every=4)).curves.metric
+    assert [value is not None for value in metric] == [False, False, False, True, False, True]
+
+
+def test_the_digits_are_learned():
+    run = finish(training_run("infobatch", digits(600), epochs=10, width=12, limit_train=600))
+    assert run.curves.metric[-1] > 90
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"channels_last": True}])
+def test_other_precision_and_layout_train_too(changes, data):
+    run = finish(training_run("infobatch", data, **changes))
+    assert run.curves.mean_loss[-1] < run.curves.mean_loss[0]
+
+
+def test_losses_are_observed_with_their_threshold(data):
+    run = finish(training_run("infobatch", data))
+    observed = run.observer.observations(data, run.pruner.scores)
+    assert [histogram.epoch for histogram in observed.histograms] == [1, 2, 3, 4]
+    for histogram in observed.histograms:
+        assert sum(histogram.counts) == 200
+        assert histogram.low < histogram.threshold < histogram.high
+        assert histogram.threshold == run.curves.threshold[histogram.epoch]
+    most, never = observed.most_pruned, observed.never_pruned
+    assert len(most) == 24
+    assert all(sample.times_pruned >= 1 for sample in most)
+    assert all(sample.times_pruned == 0 for sample in never)
+    scores = run.pruner.scores
+    assert scores[[s.index for s in most]].mean() < scores[[s.index for s in never]].mean()

@@ -1,0 +1,73 @@
+"""The benchmark program runs, and its page says what its raw results say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+SMALL = ["--size", "8192", "--repeats", "1", "--seconds", "0"]
+SMALL += ["--saving-size", "1024", "--saving-epochs", "4"]
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def page(results, out):
+    run("report.py", "--results", results, "--out", out)
+    return out.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The folder of a tiny run's raw results."""
+    folder = tmp_path_factory.mktemp("results")
+    run("run.py", *SMALL, "--out", folder / "small.json")
+    return folder
+
+
+@pytest.fixture
+def measurements(results):
+    return json.loads((results / "small.json").read_text())["measurements"]
+
+
+def test_a_small_run_measures_everything(measurements):
+    kinds = {measurement["kind"] for measurement in measurements}
+    assert kinds >= {"planning", "epoch", "handing_out", "memory", "step", "operations", "saving"}
+
+
+def test_a_step_is_three_operations_and_waits_for_nothing(measurements):
+    steps = [one for one in measurements if one["kind"] == "operations"]
+    assert {one["pruned"] for one in steps} == {True, False}
+    for one in steps:
+        assert one["trap_works"]
+        assert not one["waiting"]
+        assert sum(one["operations"].values()) <= 3
+
+
+def test_a_page_is_written_from_a_small_run(results, tmp_path):
+    text = page(results, tmp_path / "page.md")
+    for heading in ("Targets", "Planning an epoch", "A step", "Memory", "Time saved"):
+        assert f"## {heading}\n" in text
+
+
+def test_a_missed_target_is_called_missed(results, tmp_path):
+    found = json.loads((results / "small.json").read_text())
+    for one in found["measurements"]:
+        if one["kind"] == "planning":
+            one["samples"] = {"numpy floor": [1.0, 1.0, 1.0], "infobatch": [2.1, 2.2, 1.0]}
+    (tmp_path / "slow.json").write_text(json.dumps(found))
+    text = page(tmp_path, tmp_path / "page.md")
+    assert "| planning, over the numpy floor | at most 2 | 2.1 | **missed** at N = 8,192 |" in text
+
+
+def test_the_page_is_what_the_committed_results_say(tmp_path):
+    assert list((BENCHMARKS / "results").glob("*.json"))
+    written = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert page(BENCHMARKS / "results", tmp_path / "page.md") == written

@@ -1,0 +1,524 @@
+"""What `update` gives back, what it takes in, and what it refuses."""
+
+import itertools
+import math
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import BatchSampler
+
+from infobatch import DataPruner, InfoBatch
+from infobatch.errors import InfoBatchError, LossError, NonFiniteLossWarning
+from infobatch.losses import batch_mean, per_sample
+from infobatch.policies import FullData, RandomSubset
+
+N, B = 96, 16
+DTYPES = pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+
+
+def batches(pruner):
+    """The batches of the coming epoch, as index tensors."""
+    for ids in BatchSampler(pruner.sampler, B, drop_last=False):
+        yield torch.tensor(ids)
+
+
+def train(pruner, losses_of):
+    """One epoch in which sample i has the loss `losses_of[i]`."""
+    for ids in batches(pruner):
+        pruner.update(losses_of[ids])
+
+
+def in_a_pruned_epoch(size=N, prune_ratio=0.3, **options):
+    """A pruner in its second epoch, and the batches of that epoch with their weights."""
+    pruner = InfoBatch(size, 10, prune_ratio, **options)
+    train(pruner, torch.linspace(0.0, 1.0, size) ** 2)
+    assert pruner.epoch == 1
+    weights = pruner.plan.weights
+    assert set(weights.unique().tolist()) == {1.0, weights.max().item()}
+    assert 1.3 < weights.max() < 1.6, "prune_ratio=0.3 gives weights of about 1 / 0.7"
+    return pruner, zip(batches(pruner), weights.split(B), strict=True)
+
+
+# --- the rescaled loss ----------------------------------------------------------------------------
+
+
+@DTYPES
+def test_reduction_none_multiplies_each_loss_by_its_weight(dtype):
+    pruner, steps = in_a_pruned_epoch()
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    for ids, weights in steps:
+        losses = torch.rand(len(ids), dtype=dtype)
+        rescaled = pruner.update(losses, reduction="none")
+        # Half precision gains from weights that are not rounded to it first.
+        assert torch.equal(rescaled, (losses.to(precision) * weights.to(precision)).to(dtype))
+
+
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_mean_divides_by_the_batch_size_and_sum_does_not(dtype, reduction):
+    pruner, steps = in_a_pruned_epoch()
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    for ids, weights in steps:
+        losses = torch.rand(len(ids), dtype=dtype)
+        expected = losses.to(precision) * weights.to(precision)
+        expected = expected.mean() if reduction == "mean" else expected.sum()
+        loss = pruner.update(losses, reduction=reduction)
+        assert loss.dtype == dtype
+        assert loss.shape == ()
+        assert torch.equal(loss, expected.to(dtype))
+
+
+def test_mean_is_the_default():
+    (left, steps), (right, _) = in_a_pruned_epoch(), in_a_pruned_epoch()
+    next(batches(right))
+    ids, weights = next(steps)
+    losses = torch.rand(len(ids))
+    assert torch.equal(left.update(losses), right.update(losses, reduction="mean"))
+    assert not torch.equal(left.plan.weights, torch.ones(len(left.plan)).double())
+
+
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_gradient_of_each_loss_is_its_weight(dtype, reduction):
+    pruner, steps = in_a_pruned_epoch()
+    for ids, weights in steps:
+        losses = torch.rand(len(ids), dtype=dtype, requires_grad=True)
+        loss = pruner.update(losses, reduction=reduction)
+        loss.sum().backward()
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        expected = weights.to(precision) / (len(ids) if reduction == "mean" else 1)
+        assert losses.grad.dtype == dtype
+        torch.testing.assert_close(losses.grad, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_models_gradients_are_those_of_the_weighted_mean_bit_for_bit(dtype):
+    inputs, labels = torch.randn(N, 5, dtype=dtype), torch.randint(0, 3, (N,))
+    ours, plain = (torch.nn.Linear(5, 3, dtype=dtype) for _ in range(2))
+    plain.load_state_dict(ours.state_dict())
+    pruner, steps = in_a_pruned_epoch()
+    for ids, weights in steps:
+        losses = F.cross_entropy(ours(inputs[ids]), labels[ids], reduction="none")
+        pruner.update(losses).backward()
+        losses = F.cross_entropy(plain(inputs[ids]), labels[ids], reduction="none")
+        (losses * weights.to(dtype)).mean().backward()
+    assert torch.equal(ours.weight.grad, plain.weight.grad)
+    assert torch.equal(ours.bias.grad, plain.bias.grad)
+
+
+@pytest.mark.parametrize(
+    "last_operation",
+    [torch.sqrt, torch.exp, torch.sigmoid, torch.tanh, torch.relu, lambda x: x.softmax(0)],
+    ids=["sqrt", "exp", "sigmoid", "tanh", "relu", "softmax"],
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses_whose_value_is_needed_for_backward_have_exact_gradients(last_operation, reduction):
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    ours = torch.rand(B, dtype=torch.float64, requires_grad=True)
+    plain = ours.detach().clone().requires_grad_()
+    pruner.update(last_operation(ours), reduction=reduction).sum().backward()
+    manual = last_operation(plain) * weights
+    (manual.mean() if reduction == "mean" else manual.sum()).backward()
+    assert torch.equal(ours.grad, plain.grad)
+
+
+def test_second_derivatives_go_through():
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    point = torch.rand(B, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(pruner.update(point**3), point, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), point)
+    torch.testing.assert_close(curvature, 6 * point.detach() * weights / B)
+
+
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("epoch", [0, 1], ids=["full epoch", "pruned epoch"])
+def test_losses_are_never_modified_and_share_no_memory_with_the_result(dtype, reduction, epoch):
+    pruner, steps = in_a_pruned_epoch()
+    if epoch == 0:
+        pruner = InfoBatch(N, 2)
+        steps = ((ids, None) for ids in batches(pruner))
+    next(steps)
+    losses = torch.rand(B, dtype=dtype)
+    before, version = losses.clone(), losses._version
+    loss = pruner.update(losses, scores=losses, reduction=reduction)
+    assert loss is not losses
+    loss.fill_(-1.0)
+    assert torch.equal(losses, before)
+    assert losses._version == version
+    losses.fill_(-2.0)
+    assert bool((pruner.scores.nan_to_num(0.0) >= 0).all()), "scores must not follow the tensor"
+
+
+def test_the_graph_of_a_step_is_not_kept_alive():
+    pruner, steps = in_a_pruned_epoch()
+    next(steps)
+    losses = torch.rand(B, requires_grad=True).exp()
+    gone = weakref.ref(losses)
+    pruner.update(losses).backward()
+    del losses
+    assert gone() is None
+
+
+def test_losses_need_no_gradient_and_may_be_views():
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    table = torch.rand(B, 3)
+    with torch.no_grad():
+        loss = pruner.update(table[:, 1])
+    assert not loss.requires_grad
+    assert torch.equal(loss, (table[:, 1] * weights.float()).mean())
+    assert torch.equal(pruner.scores[ids], table[:, 1])
+    ids, weights = next(steps)
+    constant = torch.tensor(0.5).expand(B)  # one number in memory for all samples
+    assert torch.equal(pruner.update(constant, reduction="none"), 0.5 * weights.float())
+
+
+def test_dtypes_may_change_from_batch_to_batch():
+    pruner, steps = in_a_pruned_epoch()
+    kinds = [torch.float32, torch.float64, torch.float16, torch.float32, torch.bfloat16]
+    for (ids, weights), dtype in zip(steps, kinds, strict=False):
+        losses = torch.rand(len(ids), dtype=dtype)
+        loss = pruner.update(losses, reduction="none")
+        assert loss.dtype == dtype
+        torch.testing.assert_close(loss, losses * weights.to(dtype))
+        assert torch.equal(pruner.scores[ids], losses.float())
+
+
+def test_under_autocast_the_loss_stays_as_it_came():
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    losses = torch.rand(B)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = pruner.update(losses)
+    assert torch.equal(loss, (losses * weights.float()).mean())
+
+
+def test_a_batch_mean_is_multiplied_by_the_batchs_mean_weight():
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    point = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    pruner.update(batch_mean(point**2, len(ids))).backward()
+    torch.testing.assert_close(point.grad, 6.0 * weights.mean())
+    assert torch.equal(pruner.scores[ids], torch.full((B,), 9.0))
+
+
+def test_dense_losses_go_through_per_sample():
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    loss_map, ignored = torch.rand(B, 4, 5), torch.rand(B, 4, 5) < 0.5
+    losses = per_sample(loss_map, ignored)
+    assert torch.equal(pruner.update(losses, reduction="none"), losses * weights.float())
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "received", "remedy"),
+    [
+        (
+            torch.tensor(0.5),
+            r"torch\.float32 of shape \(\)",
+            'compute the loss with reduction="none"',
+        ),
+        (torch.tensor(0.5), "", r"infobatch\.losses\.batch_mean\(loss, batch_size\)"),
+        (torch.rand(B, 1), rf"shape \({B}, 1\)", r"write {}\.flatten\(\)"),
+        (torch.rand(B, 7), rf"shape \({B}, 7\)", r"infobatch\.losses\.per_sample\({}"),
+        (torch.rand(B, 7, 7), rf"shape \({B}, 7, 7\)", r"infobatch\.losses\.per_sample\({}"),
+        (torch.ones(B, dtype=torch.long), r"torch\.int64", "one number per sample"),
+        (torch.ones(B, dtype=torch.bool), r"torch\.bool", "one number per sample"),
+        (torch.ones(B, dtype=torch.complex64), r"torch\.complex64", "one number per sample"),
+        (torch.rand(0), r"shape \(0,\)", "one number per sample"),
+        ([0.5] * B, "got list", r"float tensor of shape \(B,\)"),
+        (np.ones(B), "got ndarray", r"float tensor of shape \(B,\)"),
+        (0.5, "got float", r"float tensor of shape \(B,\)"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["losses", "scores"])
+def test_what_is_not_one_float_per_sample_is_refused_with_the_remedy(
+    wrong, received, remedy, argument
+):
+    pruner, steps = in_a_pruned_epoch()
+    ids, weights = next(steps)
+    before = pruner.scores
+    given = {"losses": torch.rand(B), argument: wrong}
+    with pytest.raises(LossError, match=remedy.format(argument)) as caught:
+        pruner.update(**given)
+    assert isinstance(caught.value, InfoBatchError)
+    assert isinstance(caught.value, ValueError)
+    caught.match(received)
+    caught.match(f"{argument} must be")
+    assert torch.equal(pruner.scores, before)
+    assert pruner.progress == 0.1
+    pruner.update(torch.rand(B))
+
+
+@pytest.mark.parametrize("reduction", ["Mean", "avg", "", None, 0])
+def test_a_reduction_that_does_not_exist_is_refused(reduction):
+    pruner, steps = in_a_pruned_epoch()
+    next(steps)
+    before = pruner.scores
+    with pytest.raises(ValueError, match='reduction must be "mean", "sum" or "none"'):
+        pruner.update(torch.rand(B), reduction=reduction)
+    assert torch.equal(pruner.scores, before)
+    pruner.update(torch.rand(B))
+
+
+@pytest.mark.parametrize("length", [1, B - 1, B + 1])
+def test_scores_that_are_not_one_per_loss_are_refused(length):
+    pruner, steps = in_a_pruned_epoch()
+    next(steps)
+    with pytest.raises(LossError, match=f"scores must be one per loss: got {length} for {B}"):
+        pruner.update(torch.rand(B), scores=torch.rand(length))
+    pruner.update(torch.rand(B))
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+@DTYPES
+def test_the_score_of_a_sample_is_its_last_loss(dtype):
+    pruner = InfoBatch(N, 10)
+    truth = torch.full((N,), torch.nan)
+    for _ in range(4):
+        for ids in batches(pruner):
+            losses = torch.rand(len(ids), dtype=dtype)
+            pruner.update(losses)
+            truth[ids] = losses.float()
+            assert torch.equal(pruner.scores.nan_to_num(-1.0), truth.nan_to_num(-1.0))
+    assert pruner.scores.dtype == torch.float32
+    assert pruner.history[3].kept < N
+
+
+def test_scores_rank_the_samples_and_losses_train_the_model():
+    pruner = InfoBatch(N, 10)
+    scores, losses = torch.linspace(0, 1, N), torch.linspace(5, 4, N)
+    for ids in batches(pruner):
+        assert torch.equal(pruner.update(losses[ids], scores=scores[ids]), losses[ids].mean())
+    assert torch.equal(pruner.scores, scores)
+    assert pruner.history[0].mean_loss == pytest.approx(4.5)
+    kept = set(pruner.plan.indices.tolist())
+    assert pruner.plan.threshold == pytest.approx(0.5)
+    assert set(range(N // 2, N)) <= kept, "samples of a high score are kept, whatever their loss"
+    assert len(kept) == N // 2 + N // 4
+
+
+def test_scores_may_come_with_some_batches_and_need_no_gradient():
+    pruner = InfoBatch(N, 10)
+    for step, ids in enumerate(batches(pruner)):
+        losses = torch.rand(len(ids), requires_grad=True)
+        scores = torch.rand(len(ids), dtype=torch.float64, requires_grad=True)
+        if step % 2:
+            pruner.update(losses, scores=scores).backward()
+            assert scores.grad is None
+            assert torch.equal(pruner.scores[ids], scores.detach().float())
+        else:
+            pruner.update(losses).backward()
+            assert torch.equal(pruner.scores[ids], losses.detach())
+
+
+def test_scores_given_out_are_a_copy():
+    pruner, _ = in_a_pruned_epoch()
+    given = pruner.scores
+    given.fill_(100.0)
+    assert pruner.scores.max() <= 1.0
+
+
+def test_score_ema_keeps_a_running_mean_that_starts_at_the_first_loss():
+    pruner = InfoBatch(N, 10, score_ema=0.8)
+    truth = torch.full((N,), torch.nan, dtype=torch.float64)
+    for _ in range(5):
+        for ids in batches(pruner):
+            losses = torch.rand(len(ids))
+            pruner.update(losses)
+            mixed = 0.8 * truth[ids] + 0.2 * losses.double()
+            truth[ids] = torch.where(truth[ids].isnan(), losses.double(), mixed)
+        torch.testing.assert_close(pruner.scores, truth.float())
+
+
+def test_score_ema_counts_each_repeat_in_its_turn():
+    pruner = InfoBatch(4, 3, score_ema=0.5, sampler=[0, 1, 0, 2, 0, 3, 1])
+    for ids in BatchSampler(pruner.sampler, 7, drop_last=False):
+        pruner.update(torch.tensor([8.0, 1.0, 4.0, 5.0, 2.0, 7.0, 3.0]))
+        assert ids == [0, 1, 0, 2, 0, 3, 1]
+    assert pruner.scores.tolist() == [4.0, 2.0, 5.0, 7.0]  # ((8 + 4) / 2 + 2) / 2, (1 + 3) / 2
+
+
+def test_of_repeats_the_last_loss_is_the_score():
+    pruner = InfoBatch(4, 3, sampler=[0, 1, 0, 2, 0, 3, 1])
+    for _ in BatchSampler(pruner.sampler, 7, drop_last=False):
+        pruner.update(torch.tensor([8.0, 1.0, 4.0, 5.0, 2.0, 7.0, 3.0]))
+    assert pruner.scores.tolist() == [2.0, 3.0, 5.0, 7.0]
+
+
+def test_score_ema_starts_afresh_after_a_loss_that_was_not_finite():
+    pruner = InfoBatch(2, 5, score_ema=0.5, sampler=[0, 1])
+    seen = []
+    for first in (1.0, math.inf, 4.0, 2.0):
+        for _ in BatchSampler(pruner.sampler, 2, drop_last=False):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NonFiniteLossWarning)
+                pruner.update(torch.tensor([first, 0.0]))
+        seen.append(pruner.scores[0].item())
+    assert seen == [1.0, math.inf, 4.0, 3.0]
+
+
+# --- losses that are not finite -------------------------------------------------------------------
+
+
+BAD = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+
+
+@BAD
+def test_samples_of_non_finite_loss_are_counted_kept_and_leave_the_threshold_alone(bad):
+    losses = torch.linspace(0, 1, N)
+    losses[[3, 50]] = bad
+    pruner = InfoBatch(N, 10)
+    with pytest.warns(NonFiniteLossWarning, match=f"epoch 0: 2 of {N} samples") as warned:
+        train(pruner, losses)
+    assert len(warned) == 1, "one warning an epoch"
+    record = pruner.history[0]
+    finite = losses[losses.isfinite()].double()
+    assert record.non_finite == 2
+    assert record.mean_loss == pytest.approx(finite.mean().item(), rel=1e-12)
+    assert pruner.plan.threshold == pytest.approx(finite.mean().item(), rel=1e-12)
+    weight_of = dict(zip(pruner.plan.indices.tolist(), pruner.plan.weights.tolist(), strict=True))
+    assert weight_of[3] == weight_of[50] == 1.0
+    below = int((finite < finite.mean()).sum())
+    assert len(pruner.plan) == N - (below - math.floor(below / 2 + 0.5))
+    assert pruner.plan.weights.sum().item() == pytest.approx(N)
+
+
+def test_each_epoch_with_non_finite_losses_warns_once_and_no_other_does():
+    pruner = InfoBatch(N, 10)
+    for bad_samples in (5, 0, 1):
+        losses = torch.rand(N)
+        losses[pruner.plan.indices[:bad_samples]] = math.nan
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(pruner, losses)
+        assert [warning.category for warning in caught] == [NonFiniteLossWarning] * bool(
+            bad_samples
+        )
+        assert pruner.history[-1].non_finite == bad_samples
+
+
+def test_a_non_finite_sample_that_recovers_is_ranked_like_any_other():
+    pruner = InfoBatch(N, 10, 0.9)
+    losses = torch.linspace(0, 1, N)
+    sick = losses.clone()
+    sick[:20] = math.nan
+    with pytest.warns(NonFiniteLossWarning):
+        train(pruner, sick)
+    assert set(range(20)) <= set(pruner.plan.indices.tolist())
+    train(pruner, losses)
+    assert not set(range(20)) <= set(pruner.plan.indices.tolist())
+
+
+def test_an_epoch_of_nothing_but_nan_is_followed_by_a_full_one():
+    pruner = InfoBatch(N, 10)
+    with pytest.warns(NonFiniteLossWarning, match=f"{N} of {N}"):
+        train(pruner, torch.full((N,), math.nan))
+    assert math.isnan(pruner.history[0].mean_loss)
+    assert len(pruner.plan) == N
+    assert torch.equal(pruner.plan.weights, torch.ones(N, dtype=torch.float64))
+
+
+def test_the_loss_given_back_is_as_non_finite_as_what_came():
+    """Hiding it is not ours to decide: loss scalers look for it."""
+    pruner, steps = in_a_pruned_epoch()
+    next(steps)
+    losses = torch.rand(B)
+    losses[2] = math.nan
+    assert pruner.update(losses).isnan()
+
+
+def test_a_non_finite_score_counts_as_a_non_finite_loss_does():
+    pruner = InfoBatch(N, 10)
+    scores = torch.linspace(0, 1, N)
+    scores[:7] = math.nan
+    with pytest.warns(NonFiniteLossWarning, match=f"7 of {N}"):
+        for ids in batches(pruner):
+            pruner.update(torch.ones(len(ids)), scores=scores[ids])
+    assert pruner.history[0].non_finite == 7
+    assert pruner.history[0].mean_loss == 1.0
+    assert set(range(7)) <= set(pruner.plan.indices.tolist())
+
+
+def test_a_double_loss_too_large_for_a_float_counts_as_infinite():
+    pruner = InfoBatch(N, 10)
+    losses = torch.linspace(0, 1, N, dtype=torch.float64)
+    losses[0] = 1e300
+    with pytest.warns(NonFiniteLossWarning, match=f"1 of {N}"):
+        train(pruner, losses)
+    assert 0 in pruner.plan.indices
+
+
+# --- the record of an epoch -----------------------------------------------------------------------
+
+
+def test_history_tells_what_each_epoch_was():
+    pruner = InfoBatch(N, 4, prune_ratio=0.5, delta=0.75)
+    for epoch in range(4):
+        plan, losses = pruner.plan, torch.rand(N) * 10
+        threshold = pruner.scores.double().mean().item()
+        train(pruner, losses)
+        record = pruner.history[epoch]
+        assert record.epoch == epoch
+        assert record.total == N
+        assert record.kept == record.trained == len(plan)
+        assert record.non_finite == 0
+        assert record.mean_loss == pytest.approx(
+            losses[plan.indices].double().mean().item(), rel=1e-12
+        )
+        assert record.mean_weight == pytest.approx(plan.weights.mean().item(), rel=1e-12)
+        if epoch in (1, 2):
+            assert record.threshold == plan.threshold == pytest.approx(threshold, rel=1e-12)
+            assert record.kept < N
+        else:
+            assert math.isnan(record.threshold)
+            assert record.kept == N
+    assert pruner.epoch == 4
+    assert pruner.progress == 1.0
+    passes = sum(record.kept for record in pruner.history)
+    assert pruner.saved_fraction == pytest.approx(1 - passes / (4 * N))
+    assert f"{4 * N:,}" in pruner.summary()
+
+
+def test_progress_grows_with_every_step_and_ends_at_one():
+    pruner = InfoBatch(N, 5)
+    seen = [pruner.progress]
+    for _ in range(5):
+        for ids in batches(pruner):
+            pruner.update(torch.rand(len(ids)))
+            seen.append(pruner.progress)
+    assert seen[0] == 0.0
+    assert seen[-1] == 1.0
+    assert all(left < right for left, right in itertools.pairwise(seen))
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_any_policys_weights_are_applied(rescale):
+    pruner = DataPruner(N, 4, RandomSubset(0.25, rescale=rescale))
+    train(pruner, torch.rand(N))
+    for ids in batches(pruner):
+        losses = torch.rand(len(ids))
+        expected = losses * np.float32(4 / 3) if rescale else losses
+        assert torch.equal(pruner.update(losses, reduction="none"), expected)
+    assert pruner.history[1].kept == 72
+
+
+def test_without_pruning_the_result_is_the_plain_mean():
+    pruner = DataPruner(N, 2, FullData())
+    for ids in batches(pruner):
+        losses = torch.rand(len(ids), requires_grad=True)
+        assert torch.equal(pruner.update(losses), losses.mean())
