@@ -9,11 +9,16 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infobatch.scores import ScoreTable, below, finite_mean, finite_quantiles
+from infobatch.scores import ScoreTable, below, finite_quantiles, finite_sum
 
 NAN, INF = float("nan"), float("inf")
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)
 any_float32s = st.floats(width=32)
+
+
+def finite_mean(scores):
+    total, count = finite_sum(scores)
+    return total / count if count else NAN
 
 
 def float32_array(values):

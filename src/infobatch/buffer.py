@@ -6,15 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infobatch.history import LossTally
-from infobatch.plan import EpochPlan
-from infobatch.scores import ScoreTable
+from infobatch.plan import Share
+from infobatch.scores import FloatArray
 
 _CPU_CAPACITY = 8192
 
 
 class LossBuffer:
-    """The weights and the losses of plan positions start to stop, on the losses' device.
+    """The weights and the losses of a share's samples start to stop, on the losses' device.
 
     A step's weights are a slice of one tensor, and its losses are copied into a slice of
     another: no index, no transfer, no synchronisation. On an accelerator the buffer holds the
@@ -22,27 +21,27 @@ class LossBuffer:
     stretch of it.
 
     Args:
-        plan: the epoch plan.
-        start: first position.
+        share: what this rank trains on.
+        start: position in it of the first sample.
         like: a loss vector; its device and dtype decide those of the buffer.
         has_scores: whether scores come along that are not the losses.
     """
 
-    def __init__(self, plan: EpochPlan, start: int, like: Tensor, *, has_scores: bool) -> None:
-        capacity = len(plan) - start
+    def __init__(self, share: Share, start: int, like: Tensor, *, has_scores: bool) -> None:
+        capacity = len(share) - start
         if like.device.type == "cpu":
             batch = like.shape[0]
-            few = max(batch, min(_CPU_CAPACITY, len(plan) // 16))
+            few = max(batch, min(_CPU_CAPACITY, len(share) // 16))
             capacity = min(capacity, few - few % batch)
-        self._plan = plan
         self.start, self.position, self.stop = start, start, start + capacity
         self.device, self.has_scores = like.device, has_scores
         # float64 losses keep their precision; half-precision ones gain from float32 weights.
         self.weight_dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         self._weights: Tensor | None = None
-        if not plan.selection.is_full:
+        padded = self.stop > share.own
+        if padded or not share.plan.selection.is_full:
             dtype = np.float64 if self.weight_dtype == torch.float64 else np.float32
-            weights = torch.from_numpy(plan.weights_between(start, self.stop, dtype))
+            weights = torch.from_numpy(share.weights(start, self.stop, dtype))
             self._weights = weights.to(self.device)
         self._losses = torch.empty(capacity, dtype=torch.float32, device=self.device)
         self._scores = torch.empty_like(self._losses) if has_scores else None
@@ -70,15 +69,12 @@ class LossBuffer:
         self.position += count
         return None if self._weights is None else self._weights[first:last]
 
-    def flush(self, table: ScoreTable, tally: LossTally) -> None:
-        """Bring what has been stored into the score table and the epoch's tally."""
+    def drain(self) -> tuple[FloatArray, FloatArray | None, list[int]]:
+        """What has been stored: losses (M,), scores (M,) if any, sizes of the batches.
+
+        The buffer is used up.
+        """
         filled = self.position - self.start
-        if filled == 0:
-            return
         losses = self._losses[:filled].cpu().numpy()
-        scores = losses if self._scores is None else self._scores[:filled].cpu().numpy()
-        indices = self._plan.order[self.start : self.position]
-        table.record(indices, scores)
-        tally.add(losses, scores, self._batches)
-        self.start, self._batches = self.position, []
-        self.stop = self.start  # used up: the next batch opens a new buffer
+        scores = None if self._scores is None else self._scores[:filled].cpu().numpy()
+        return losses, scores, self._batches

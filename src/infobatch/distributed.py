@@ -1,26 +1,175 @@
-"""The only file that knows of `torch.distributed`."""
+"""Which rank this process is, and the one way to the others; all that knows `torch.distributed`."""
 
 from __future__ import annotations
 
-import torch.distributed
+import datetime as dt
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-from infobatch.errors import InfoBatchError
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from infobatch.errors import DistributedError
+from infobatch.validation import check_int
+
+Bytes = NDArray[np.uint8]
 
 
-def require_one_process() -> None:
-    """Refuse to start an epoch in one of several training processes.
+@runtime_checkable
+class Communicator(Protocol):
+    """What infobatch needs of a group of processes, for launchers without `torch.distributed`.
 
-    Every rank would train on the same samples, silently, where a plain run would shard them.
-    Asked when an epoch starts and not before: hosts initialise the process group late.
+    Attributes:
+        rank: this process, 0 to world_size - 1.
+        world_size: number of processes.
+    """
+
+    rank: int
+    world_size: int
+
+    def all_gather(self, data: Bytes) -> list[Bytes]:
+        """Every process's data, in the order of their ranks; all give equally many bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process among those that share a data set."""
+
+    rank: int = 0
+    size: int = 1
+
+
+class Ranks:
+    """The ranks that share a data set, found out when asked: hosts initialise groups late.
+
+    Args:
+        process_group: a `torch.distributed` process group, a one-dimensional `DeviceMesh`, or a
+            `Communicator`; None: the default process group where one is initialised.
+        rank, world_size: this process's data-parallel place, where it is not that in the group,
+            as under tensor or pipeline parallelism: processes of equal `rank` are replicas.
 
     Raises:
-        InfoBatchError: a process group of more than one process is initialised.
+        ValueError, TypeError: not such a group, or a rank outside the world.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        processes = torch.distributed.get_world_size()
-        if processes > 1:
-            raise InfoBatchError(
-                f"this version of infobatch plans epochs for one process, but the process group "
-                f"has {processes}: every rank would train on the same samples. Train in one "
-                "process, or use torch.utils.data.DistributedSampler and the plain mean loss"
+
+    def __init__(
+        self, process_group: object = None, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        if (rank is None) != (world_size is None):
+            raise ValueError(
+                f"rank and world_size must be given together, got rank={rank!r} and "
+                f"world_size={world_size!r}"
             )
+        self._given: World | None = None
+        if rank is not None:
+            size = check_int("world_size", world_size, at_least=1)
+            self._given = World(check_int("rank", rank, at_least=0, at_most=size - 1), size)
+        self._group = _as_group(process_group)
+        self._exchange_of: object = None  # the group that `_exchange` was made for
+        self._exchange: Any = None
+
+    def world(self) -> World:
+        """This process's place among the ranks, as things are now."""
+        if self._given is not None:
+            return self._given
+        group = self._group
+        if isinstance(group, Communicator):
+            return World(group.rank, group.world_size)
+        if group is None and not _is_initialized():
+            return World()
+        rank = dist.get_rank(group)
+        if rank < 0:
+            raise DistributedError(
+                "this process is not a member of the process_group that the pruner was given"
+            )
+        return World(rank, dist.get_world_size(group))
+
+    def all_gather(self, data: Bytes, occasion: str) -> list[Bytes]:
+        """Every process's data; a collective operation.
+
+        Args:
+            data: (n,) equally many bytes on every process.
+            occasion: what this process is doing, for the message of an error.
+
+        Raises:
+            DistributedError: some process did not take part within the group's timeout.
+        """
+        try:
+            if isinstance(self._group, Communicator):
+                return self._group.all_gather(data)
+            group = self._exchange_group(occasion)
+            own = torch.from_numpy(data)
+            gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(gathered, own, group=group)
+        except DistributedError:
+            raise
+        except RuntimeError as error:
+            raise DistributedError(
+                f"this rank waited for the others at {occasion}, and they did not come: {error}. "
+                "Every rank must train on every batch of its loader: a rank that leaves an epoch "
+                "early (break), skips a batch without pruner.skip(), or dies leaves the others "
+                "waiting until the timeout of the process group"
+            ) from error
+        return [part.numpy() for part in gathered]
+
+    def _exchange_group(self, occasion: str) -> Any:
+        """A gloo group of our own with the same members.
+
+        Of our own, so that a rank that is elsewhere cannot have its gradients matched with our
+        losses; gloo, because losses are wanted on the host.
+        """
+        if self._group is None and not _is_initialized():
+            raise DistributedError(
+                f"{self._given} was given, but torch.distributed is not initialised, so that the "
+                f"ranks cannot talk at {occasion}. Call torch.distributed.init_process_group "
+                "before training, or pass process_group= (a Communicator of your own will do)"
+            )
+        base = dist.group.WORLD if self._group is None else self._group
+        if self._exchange is None or self._exchange_of is not base:
+            self._exchange = dist.new_group(
+                dist.get_process_group_ranks(base),
+                backend="gloo",
+                timeout=_timeout_of(base),
+                use_local_synchronization=True,  # only members need to come
+            )
+            self._exchange_of = base
+        return self._exchange
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._group is not None:
+            raise TypeError(
+                "a pruner that was given process_group= cannot be pickled or copied, as process "
+                "groups cannot; save pruner.state_dict() and load it into a new one"
+            )
+        return {**self.__dict__, "_exchange": None, "_exchange_of": None}
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _as_group(given: Any) -> Any:
+    if given is None or isinstance(given, Communicator):
+        return given
+    if hasattr(given, "get_group"):  # a DeviceMesh; one of several dimensions refuses
+        return given.get_group()
+    if dist.is_available() and isinstance(given, dist.ProcessGroup):
+        return given
+    raise TypeError(
+        "process_group must be a torch.distributed process group, a one-dimensional DeviceMesh, "
+        "or an object with rank, world_size and all_gather(data) "
+        f"(infobatch.distributed.Communicator), got {given!r}"
+    )
+
+
+def _timeout_of(group: Any) -> dt.timedelta | None:
+    """The timeout of a process group; None, which is torch's default, where it cannot be seen."""
+    for device in getattr(group, "_device_types", ()):
+        options = getattr(group._get_backend(device), "options", None)
+        timeout = getattr(options, "_timeout", None)
+        if isinstance(timeout, dt.timedelta):
+            return timeout
+    return None

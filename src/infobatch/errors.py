@@ -20,6 +20,10 @@ class MisalignedUpdateError(InfoBatchError, RuntimeError):
     """
 
 
+class DistributedError(InfoBatchError, RuntimeError):
+    """The ranks of a distributed run do not agree, or one of them did not come; on every rank."""
+
+
 class LossError(InfoBatchError, ValueError):
     """The losses or scores given to `update` are not one floating-point number per sample."""
 

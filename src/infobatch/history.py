@@ -57,6 +57,8 @@ class LossTally:
         Summed batch by batch, so that the sum does not depend, in its last bit, on when the
         buffer was emptied, and a resumed run reports the same mean loss.
         """
+        if len(losses) == 0:
+            return
         self.trained += len(losses)
         starts = np.cumsum([0, *batches[:-1]])
         with np.errstate(invalid="ignore"):

@@ -12,24 +12,47 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infobatch.buffer import LossBuffer
-from infobatch.distributed import require_one_process
+from infobatch.distributed import Ranks, World
 from infobatch.errors import (
+    DistributedError,
     EpochError,
     LossError,
     MisalignedUpdateError,
     NonFiniteLossWarning,
     PolicyError,
     SamplerError,
+    StateError,
+)
+from infobatch.exchange import (
+    EPOCH_END,
+    FIRST_UPDATE,
+    NO_LOSS,
+    PLANNING,
+    SYNCHRONIZE,
+    Header,
+    Meeting,
+    PendingLosses,
+    cut_batches,
+    gather_losses,
+    meet,
+    plan_digest,
 )
 from infobatch.history import EpochRecord, LossTally
-from infobatch.plan import EpochPlan, selection_rng, shuffled
-from infobatch.policies import MeanThreshold, Policy, QuantileThresholds, Selection
+from infobatch.plan import EpochPlan, Shard, Share, selection_rng, shuffled
+from infobatch.policies import (
+    MeanThreshold,
+    Policy,
+    QuantileThresholds,
+    Selection,
+    ShardedPolicy,
+)
 from infobatch.policies.infobatch import normalise_quantiles
 from infobatch.rescale import Reduction, check_indices, check_losses, rescale
 from infobatch.sampler import Ledger, LoaderFacts, PlanSampler
 from infobatch.schedule import pruned_epochs
 from infobatch.scores import ScoreTable
 from infobatch.state import Snapshot, describe_policy
+from infobatch.streams import StreamFilter
 from infobatch.validation import check_fraction, check_int
 
 
@@ -60,6 +83,14 @@ class DataPruner:
         warmup_epochs: epochs at the start that use the full data, at least 0. While a sample
             has no score it is kept in any case.
         score_ema: a in [0, 1): a sample's score is a * score + (1 - a) * loss. 0: its last loss.
+        process_group: the ranks that share the data set, where they are not those of the default
+            process group: a `torch.distributed` group, a one-dimensional `DeviceMesh`, or an
+            `infobatch.distributed.Communicator`. Without any group the run has one process.
+        rank, world_size: this process's data-parallel place, where it is not that in the group:
+            processes of equal rank are replicas and see the same samples.
+        sharded: every rank keeps the scores of the samples that it owns (numbers rank,
+            rank + world_size, ...) and trains on no others: memory N / world_size, for data sets
+            whose scores do not fit into one process.
 
     Raises:
         TypeError, ValueError: an argument outside its range; the message names it.
@@ -76,6 +107,10 @@ class DataPruner:
         sampler: Iterable[int] | None = None,
         warmup_epochs: int = 1,
         score_ema: float = 0.0,
+        process_group: object = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        sharded: bool = False,
     ) -> None:
         self.num_samples = _length(dataset)
         self.num_epochs = check_int("num_epochs", num_epochs, at_least=1)
@@ -89,20 +124,44 @@ class DataPruner:
         self.seed = check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, at_least=0)
         self.score_ema = check_fraction("score_ema", score_ema, below_one=True)
-        self.sampler = PlanSampler(self._begin, self._remaining, self._set_epoch)
+        self.sampler = PlanSampler(self._begin, self._remaining, self._set_epoch, self._has_begun)
         self._order_source = _checked_sampler(sampler)
         self._pruned_epochs = pruned_epochs(self.num_epochs, self.delta, self.warmup_epochs)
-        self._table = ScoreTable(self.num_samples, ema=self.score_ema)
+        self.sharded = bool(sharded)
+        self._check_sharded(sampler)
+        self._ranks = Ranks(process_group, rank, world_size)
+        self._world: World | None = None  # as it was when the share was made
+        self._shard: Shard | None = None
+        self._scores: ScoreTable | None = None
         self._history: list[EpochRecord] = []
         self._epoch = 0
         self._plan: EpochPlan | None = None
+        self._counts: NDArray[np.int64] | None = None  # sharded: length of each rank's plan
+        self._share: Share | None = None
         self._start = 0  # plan position at which an iteration begins: above 0 after a resume
-        self._position = 0  # plan position of the next loss
+        self._position = 0  # position in the share of the next loss
         self._tally = LossTally()
         self._buffer: LossBuffer | None = None
+        self._pending = PendingLosses()
+        self._has_met = False  # whether the ranks have found that they agree
+        self._filter: StreamFilter | None = None
         self._ledger: Ledger | None = None  # of the current epoch, from its first drawing on
         self._earlier: Ledger | None = None  # of the epoch before
         self._superseded: tuple[Ledger, int] | None = None
+
+    def _check_sharded(self, sampler: object) -> None:
+        if not self.sharded:
+            return
+        if sampler is not None:
+            raise ValueError(
+                "sharded=True shuffles each rank's own samples, so sampler= cannot be used; use "
+                "sharded=False, which plans the order of your sampler on every rank"
+            )
+        if not isinstance(self.policy, ShardedPolicy):
+            raise TypeError(
+                f"sharded=True needs a policy with summarise and select_with (see "
+                f"infobatch.policies.ShardedPolicy), got {self.policy!r}"
+            )
 
     # ------------------------------------------------------------------ the training step
 
@@ -141,12 +200,24 @@ class DataPruner:
                 raise LossError(f"scores must be one per loss: got {len(scores)} for {len(losses)}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+        count = losses.shape[0]
+        if indices is None:
+            self._check_due(count)
+        else:
+            self._check_not_over()
+        share = self.share if self._share is None else self._share
+        if share.is_one_of_several and not self._has_met:
+            self._meet(FIRST_UPDATE)
+        divisor = None
         if indices is None:
             weights = self._take_in_order(losses, scores)
+            divisor = share.divisor(self._position, self._position + count)
         else:
             weights = self._take_by_index(losses, scores, indices)
-        result = rescale(losses, weights, reduction)
-        self._advance(losses.shape[0])
+            if not self._is_stream:
+                divisor = share.divisor(self._position, self._position + count)
+        result = rescale(losses, weights, reduction, divisor)
+        self._advance(count)
         return result
 
     def skip(self, batch_size: int) -> None:
@@ -160,42 +231,49 @@ class DataPruner:
         """
         batch_size = check_int("batch_size", batch_size, at_least=1)
         self._check_due(batch_size)
+        if self._exchanges:
+            self._flush()
+            self._pending.skip(batch_size)
         self._advance(batch_size)
 
     def _take_in_order(self, losses: Tensor, scores: Tensor | None) -> Tensor | None:
-        self._check_due(losses.shape[0])
         buffer = self._buffer
         has_scores = scores is not None
         if buffer is None or not buffer.takes(self._position, losses, has_scores=has_scores):
             self._flush()
-            plan = self.plan
-            buffer = LossBuffer(plan, self._position, losses, has_scores=has_scores)
+            buffer = LossBuffer(self.share, self._position, losses, has_scores=has_scores)
             self._buffer = buffer
         return buffer.put(losses, scores)
 
     def _take_by_index(
         self, losses: Tensor, scores: Tensor | None, indices: Tensor | Sequence[int]
     ) -> Tensor:
-        self._check_not_over()
-        rows = check_indices(indices, len(losses), self.num_samples)
-        plan = self.plan
-        if self._position + len(rows) > len(plan):
+        ids = check_indices(indices, len(losses), self.num_samples)
+        share = self.share
+        if self._position + len(ids) > len(share) and not self._is_stream:
             raise MisalignedUpdateError(
-                f"update got {len(rows)} more losses at position {self._position} of an epoch of "
-                f"{len(plan)} samples; call it once per batch"
+                f"update got {len(ids)} more losses at position {self._position} of an epoch of "
+                f"{len(share)} samples; call it once per batch"
             )
-        weights = plan.selection.weights_of(rows)
-        if not bool((weights > 0).all()):
-            pruned = rows[weights == 0][:5].tolist()
+        rows = self._own_shard.rows(ids)
+        weights = share.plan.selection.weights_of(np.maximum(rows, 0))
+        if not bool((weights[rows >= 0] > 0).all() and (rows >= 0).all()):
+            pruned = ids[(weights == 0) | (rows < 0)][:5].tolist()
             raise MisalignedUpdateError(
-                f"samples {pruned} are not in the plan of epoch {self._epoch}; draw batches from "
-                "this pruner's sampler, and pass the data set's own indices"
+                f"samples {pruned} are not in the plan of epoch {self._epoch}; draw "
+                "batches from this pruner's sampler, and pass the data set's own indices"
             )
+        counted = weights > 0 if self._is_stream else share.counted(rows, self._position)
         self._flush()
         values = losses.detach().float().cpu().numpy()
         ranked = values if scores is None else scores.detach().float().cpu().numpy()
-        self._table.record(rows, ranked)
-        self._tally.add(values, ranked, [len(rows)])
+        if self._exchanges:
+            own = None if scores is None else ranked
+            self._pending.add(values, own, [len(rows)], np.where(counted, rows, NO_LOSS))
+        else:
+            batches = [int(np.count_nonzero(counted))]
+            self._record(rows[counted], values[counted], ranked[counted], batches)
+        weights = np.where(counted, weights, 0.0)
         dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
         return torch.from_numpy(weights).to(losses.device, dtype)
 
@@ -227,17 +305,29 @@ class DataPruner:
 
     def _advance(self, count: int) -> None:
         self._position += count
-        done = self._position == len(self.plan)
-        if done or (self._ledger is not None and self._ledger.is_complete(self._position)):
+        if self._is_stream:
+            return
+        share = self.share if self._share is None else self._share
+        if self._position == len(share) or (
+            self._ledger is not None and self._ledger.is_complete(self._position)
+        ):
             self._commit()
 
     # ------------------------------------------------------------------ epochs
 
     @property
     def plan(self) -> EpochPlan:
-        """The plan of the current epoch: `epoch`, `indices`, `weights`, `threshold`, `len`."""
+        """The plan of the current epoch: `epoch`, `indices`, `weights`, `threshold`, `len`.
+
+        The same on every rank, which trains on its `share` of it; under `sharded=True` that of
+        the rank's own samples.
+        """
         if self._plan is None:
-            plan = EpochPlan.build(self._epoch, self._select(), self._unpruned_order())
+            own_order = self._order_source is not None
+            order, shard = self._unpruned_order(), self._own_shard
+            plan = EpochPlan.build(
+                self._epoch, self._select(), order, shard=shard, own_order=own_order
+            )
             if len(plan) == 0:
                 raise PolicyError(
                     f"{self.policy!r} keeps none of the samples of epoch {self._epoch}; a policy "
@@ -246,23 +336,129 @@ class DataPruner:
             self._plan = plan
         return self._plan
 
+    @property
+    def share(self) -> Share:
+        """What this rank trains on of the plan, in its order; all of it in one process."""
+        world = self._ranks.world()
+        if self._share is None or (world != self._world and self._position == 0):
+            if self.sharded:
+                plan = self.plan
+                self._share = Share.of_own_plan(plan, self._start, world.rank, self._own_counts())
+            else:
+                self._share = Share.of_common_plan(self.plan, self._start, world.rank, world.size)
+            self._world, self._has_met = world, self._has_met and world == self._world
+        elif world != self._world:
+            raise DistributedError(
+                f"this epoch was begun as {self._world}, but this process is now {world}; "
+                "initialise or leave the process group between epochs"
+            )
+        return self._share
+
+    def _own_counts(self) -> NDArray[np.int64]:
+        """Sharded: how many samples every rank has left of this epoch."""
+        plan, world = self.plan, self._ranks.world()
+        if self._counts is None:
+            if plan.selection.is_full and self._start == 0:
+                shards = (Shard(rank, world.size, self.num_samples) for rank in range(world.size))
+                self._counts = np.array([len(shard) for shard in shards])
+            else:
+                meeting = self._meet(PLANNING)
+                own = np.array([len(plan) - self._start], dtype=np.int64)
+                self._counts = np.concatenate(
+                    [part.view(np.int64) for part in meeting.all_gather(own)]
+                )
+        return self._counts
+
+    @property
+    def _is_stream(self) -> bool:
+        return self._filter is not None
+
+    def stream_filter(self) -> StreamFilter:
+        """For a stream of samples with ids: tells which of them this epoch leaves out.
+
+        For an `IterableDataset`, whose loader takes no sampler: put it before decoding, pass the
+        ids that came to `update(losses, indices=ids)`, and call `end_epoch()` after each loop.
+        One object for the whole run; works in workers of any kind, persistent ones included.
+
+        Returns:
+            a function of an id, 0 to N - 1, that is True where the sample is to be trained on.
+
+        Raises:
+            ValueError: under `sharded=True`, where a stream's samples have no fixed rank.
+            MisalignedUpdateError: this epoch is being trained through the sampler.
+        """
+        if self.sharded:
+            raise ValueError(
+                "stream_filter needs the plan of the whole data set on every rank, which "
+                "sharded=True does not make; use sharded=False"
+            )
+        if self._filter is None:
+            if self._position > 0:
+                raise MisalignedUpdateError(
+                    "stream_filter was called while an epoch is being trained through the "
+                    "sampler; call it before training"
+                )
+            self._filter = StreamFilter(self.num_samples)
+            self._filter.set_plan(self.plan)
+        return self._filter
+
+    @property
+    def _own_shard(self) -> Shard:
+        """The samples whose scores this process keeps."""
+        if self._shard is None or (self.sharded and self._shard != self._shard_now()):
+            shard = self._shard_now()
+            if self._epoch > 0 or self._position > 0:
+                raise DistributedError(
+                    f"this rank has the scores of {self._shard}, but it is {self._ranks.world()} "
+                    "now; initialise the process group before training"
+                )
+            self._scores = self._plan = None
+            if len(shard) == 0:
+                raise DistributedError(
+                    f"sharded=True needs at least one sample for each rank, but there are "
+                    f"{self.num_samples} for {shard.count} ranks; use sharded=False"
+                )
+            self._shard = shard
+        return self._shard
+
+    def _shard_now(self) -> Shard:
+        world = self._ranks.world() if self.sharded else World()
+        return Shard(world.rank, world.size, self.num_samples)
+
+    @property
+    def _table(self) -> ScoreTable:
+        shard = self._own_shard
+        if self._scores is None:
+            self._scores = ScoreTable(len(shard), ema=self.score_ema)
+        return self._scores
+
     def _select(self) -> Selection:
+        num_rows = len(self._own_shard)
         if self._epoch not in self._pruned_epochs:
-            return Selection.full(self.num_samples)
+            return Selection.full(num_rows)
         scores = self._table.values.view()
         scores.flags.writeable = False
-        selection = self.policy.select(scores, self._epoch, selection_rng(self.seed, self._epoch))
-        if not isinstance(selection, Selection) or len(selection) != self.num_samples:
+        rng = selection_rng(self.seed, self._epoch, self._own_shard.index)
+        if self.sharded and isinstance(self.policy, ShardedPolicy):
+            summary = self.policy.summarise(scores)
+            if self._ranks.world().size > 1:
+                parts = self._meet(PLANNING).all_gather(summary)
+                summary = np.sum([part.view(np.float64) for part in parts], axis=0)
+            selection = self.policy.select_with(scores, summary, self._epoch, rng)
+        else:
+            selection = self.policy.select(scores, self._epoch, rng)
+        if not isinstance(selection, Selection) or len(selection) != num_rows:
             size = f" of {len(selection)} samples" if isinstance(selection, Selection) else ""
             raise PolicyError(
                 f"{type(self.policy).__name__}.select must return a Selection of all "
-                f"{self.num_samples} samples, got {type(selection).__name__}{size}"
+                f"{num_rows} samples, got {type(selection).__name__}{size}"
             )
         return selection
 
     def _unpruned_order(self) -> NDArray[np.int64]:
         if self._order_source is None:
-            return shuffled(self.num_samples, self.seed, self._epoch)
+            shard = self._own_shard
+            return shuffled(len(shard), self.seed, self._epoch, shard.index)
         set_epoch = getattr(self._order_source, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self._epoch)
@@ -277,27 +473,34 @@ class DataPruner:
 
     def _begin(self, loader: LoaderFacts) -> Iterator[int]:
         """Start the epoch that is due, or start it again; called by the sampler."""
-        require_one_process()
-        if self._position > self._start:
+        if self._is_stream:
+            raise MisalignedUpdateError(
+                "this pruner plans for a stream (stream_filter was called), so its sampler is "
+                "not used; leave the sampler away, or build another pruner"
+            )
+        if self._position > 0:
             self._end_early()
-        ledger = Ledger(len(self.plan), self._start, loader)
-        if self._start > 0 and ledger.is_complete(self._start):
+        ledger = Ledger(len(self.share), loader)
+        if self._start > 0 and ledger.is_complete(0):
             self._commit()  # resumed where only a batch that drop_last drops was left
-            ledger = Ledger(len(self.plan), 0, loader)
-        ledger.check_drawable(self._start)
+            ledger = Ledger(len(self.share), loader)
+        ledger.check_drawable()
         earlier = self._ledger or self._earlier
         if earlier is not None:
             self._superseded = (earlier, earlier.handed_out)
         self._ledger = ledger
-        return ledger.draw(self.plan.order)
+        return ledger.draw(self.share.ids)
 
     def _remaining(self) -> int:
         """Number of samples that the next iteration of the sampler hands out."""
-        return len(self.plan) - self._start
+        return len(self.share)
+
+    def _has_begun(self) -> bool:
+        return self._epoch > 0 or self._plan_position > 0
 
     def _set_epoch(self, epoch: int) -> None:
         epoch = check_int("epoch", epoch, at_least=0)
-        if epoch == self._epoch + 1 and self._position > 0:
+        if epoch == self._epoch + 1 and self._plan_position > 0:
             self._end_early()
         if epoch != self._epoch:
             raise EpochError(
@@ -311,27 +514,48 @@ class DataPruner:
             self._ledger.check_end(self._position)
         self._commit()
 
+    def end_epoch(self) -> None:
+        """Close the current epoch now, whatever of it has been trained.
+
+        Only a loop over a stream has to say so; elsewhere an epoch ends with its last loss, or
+        when the sampler is iterated the next time. In a distributed run every rank must call it.
+
+        Does nothing where the epoch has ended by itself.
+
+        Raises:
+            EpochError: all `num_epochs` epochs of a stream are over.
+        """
+        if self._is_stream:
+            self._check_not_over()
+        if self._is_stream or self._plan_position > 0:
+            self._end_early()
+
     def _commit(self) -> None:
         """Close the current epoch: its scores count from now on."""
-        self._flush()
+        kept, total, mean_weight = self._bring_together(EPOCH_END)
         plan, tally = self.plan, self._tally
         self._history.append(
             EpochRecord(
                 epoch=self._epoch,
-                kept=len(plan),
-                total=plan.total,
+                kept=kept,
+                total=total,
                 trained=tally.trained,
                 threshold=plan.threshold,
                 mean_loss=tally.mean_loss,
-                mean_weight=plan.mean_weight,
+                mean_weight=mean_weight,
                 non_finite=tally.non_finite,
             )
         )
         self._epoch += 1
-        self._plan = None
+        self._plan = self._counts = self._share = None
         self._start = self._position = 0
         self._earlier, self._ledger = self._ledger, None  # a loss more than planned is an error
         self._tally = LossTally()
+        if self._epoch < self.num_epochs:
+            if self.sharded:
+                _ = self.share  # planned now, where all ranks are: it takes a collective
+            if self._filter is not None:
+                self._filter.set_plan(self.plan)
         if tally.non_finite:
             warnings.warn(
                 f"epoch {plan.epoch}: {tally.non_finite} of {tally.trained} samples had a NaN or "
@@ -341,9 +565,105 @@ class DataPruner:
             )
 
     def _flush(self) -> None:
-        if self._buffer is not None:
-            self._buffer.flush(self._table, self._tally)
-            self._buffer = None
+        if self._buffer is None:
+            return
+        first = self._buffer.start
+        losses, scores, batches = self._buffer.drain()
+        self._buffer = None
+        if self._exchanges:
+            self._pending.add(losses, scores, batches)
+            return
+        rows = self.share.counted_rows(first, first + len(losses))
+        if len(rows) < len(losses):  # padding
+            batches = cut_batches(batches, len(rows))
+            losses = losses[: len(rows)]
+            scores = None if scores is None else scores[: len(rows)]
+        self._record(rows, losses, losses if scores is None else scores, batches)
+
+    def _record(
+        self,
+        rows: NDArray[np.integer[Any]],
+        losses: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        batches: list[int],
+    ) -> None:
+        self._table.record(rows, scores)
+        self._tally.add(losses, scores, batches)
+
+    # ------------------------------------------------------------------ ranks
+
+    @property
+    def _exchanges(self) -> bool:
+        """Whether the losses of this rank have to be made known to others."""
+        return not self.sharded and self.share.is_one_of_several
+
+    def _meet(self, occasion: int) -> Meeting:
+        """Find out whether all ranks stand at the same place; a collective operation."""
+        planning = occasion == PLANNING
+        header = Header(
+            occasion=occasion,
+            epoch=self._epoch,
+            start=0 if self.sharded else self._start,
+            position=0 if planning else self._position,
+            plan=0 if self.sharded else plan_digest(self.plan),
+            count=len(self._pending),
+            has_scores=self._pending.has_scores,
+            has_rows=self._pending.has_rows,
+        )
+        world = self._ranks.world()
+        meeting = meet(self._ranks, world, self._settings(), header, uneven=self._is_stream)
+        self._has_met = True
+        return meeting
+
+    def _bring_together(self, occasion: int) -> tuple[int, int, float]:
+        """Make the losses of all ranks known to all; a collective operation.
+
+        Returns:
+            Of the current epoch over all ranks: samples kept, samples without pruning, and the
+            mean weight.
+        """
+        self._flush()
+        plan = self.plan
+        facts = len(plan), plan.total, plan.mean_weight
+        if not self.share.is_one_of_several:
+            return facts
+        meeting = self._meet(occasion)
+        if self.sharded:
+            return self._add_up(meeting)
+        share, pending = self.share, self._pending
+        done = share.position(self._position - len(pending))
+        planned = plan.order[done : share.position(self._position)]
+        if any(header.count for header in meeting.headers):
+            self._record(*gather_losses(meeting, pending, planned))
+        self._pending = PendingLosses()
+        return facts
+
+    def _add_up(self, meeting: Meeting) -> tuple[int, int, float]:
+        """Sharded: the tally of the epoch becomes that of all ranks."""
+        plan, tally = self.plan, self._tally
+        own = np.array(
+            [
+                *(tally.trained, tally.non_finite, tally.loss_count, tally.loss_sum),
+                *(len(plan), plan.total, len(plan) * plan.mean_weight),
+            ],
+            dtype=np.float64,
+        )
+        sums = np.sum([part.view(np.float64) for part in meeting.all_gather(own)], axis=0)
+        trained, non_finite, loss_count, loss_sum, kept, total, weight = sums.tolist()
+        self._tally = LossTally(int(trained), int(non_finite), int(loss_count), loss_sum)
+        return int(kept), int(total), weight / kept
+
+    def synchronize(self) -> None:
+        """Make the losses that have come so far in this epoch known to all ranks.
+
+        Every rank must call it, after the same batch. Needed before `state_dict` within an
+        epoch of a distributed run, and nowhere else; in one process it does nothing.
+
+        Raises:
+            DistributedError: the ranks do not stand at the same place, or one did not come.
+        """
+        if self._position > 0 and not self.sharded:
+            self._bring_together(SYNCHRONIZE)
 
     # ------------------------------------------------------------------ what can be read
 
@@ -354,7 +674,11 @@ class DataPruner:
 
     @property
     def scores(self) -> Tensor:
-        """(N,) float32: every sample's latest score, NaN = never seen; a copy, on the host."""
+        """(N,) float32: every sample's latest score, NaN = never seen; a copy, on the host.
+
+        In a distributed run, as of the last exchange: the end of an epoch or `synchronize`.
+        Under `sharded=True` (n,), of the samples rank, rank + world_size, ... that this rank owns.
+        """
         self._flush()
         return torch.from_numpy(self._table.values.copy())
 
@@ -372,10 +696,12 @@ class DataPruner:
     @property
     def progress(self) -> float:
         """How far the run has come, in [0, 1]: finished epochs plus the part of the current."""
-        if self._position == 0:
+        if self._plan_position == 0:
             return self._epoch / self.num_epochs
-        planned = len(self.plan) if self._ledger is None else self._ledger.deliverable
-        return (self._epoch + self._position / planned) / self.num_epochs
+        share = self.share
+        planned = len(share) if self._ledger is None else self._ledger.deliverable
+        done = share.position(self._position) / share.position(planned)
+        return (self._epoch + min(done, 1.0)) / self.num_epochs
 
     def summary(self) -> str:
         """One line: what has been saved so far."""
@@ -404,49 +730,93 @@ class DataPruner:
             "own_sampler": self._order_source is not None,
             "warmup_epochs": self.warmup_epochs,
             "score_ema": self.score_ema,
+            "sharded": self.sharded,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here: plain values and tensors on the host.
 
         Can be taken at any time, also within an epoch. `torch.save` it with your checkpoint;
-        `torch.load(..., weights_only=True)` reads it back.
+        `torch.load(..., weights_only=True)` reads it back. Takes 5 bytes a sample (more with a
+        sampler of your own, or a policy without levels).
+
+        It is the same on every rank, so one of them can save it; but under `sharded=True` each
+        rank has its own.
+
+        Raises:
+            StateError: within an epoch of a distributed run, some losses are not known to all
+                ranks yet; call `synchronize` first, on every rank.
         """
         self._flush()
+        if len(self._pending):
+            raise StateError(
+                f"the losses of {len(self._pending)} samples of this rank are not known to the "
+                "other ranks yet; call pruner.synchronize() on every rank, then state_dict() on "
+                "any. Between epochs nothing is needed"
+            )
         snapshot = Snapshot(
             epoch=self._epoch,
-            position=self._position,
+            position=self._plan_position,
             scores=self._table.values,
             plan=self._plan,
             tally=self._tally,
             history=self._history,
+            shard=self._own_shard,
         )
         return snapshot.pack(self._settings())
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    @property
+    def _plan_position(self) -> int:
+        return self._start if self._position == 0 else self.share.position(self._position)
+
+    def load_state_dict(self, state: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
         """Go on from a saved state: the same batches, weights and scores as never having stopped.
 
         Within an epoch the next iteration of the sampler goes on with the first sample whose
-        loss had not come when the state was saved.
+        loss had not come when the state was saved. The number of ranks may be another: what is
+        left of the epoch is shared anew. Every rank must load, and the same state.
 
         Args:
-            state: what `state_dict` returned, of a pruner with the same settings.
+            state: what `state_dict` returned, of a pruner with the same settings. Under
+                `sharded=True` this rank's, or, for another number of ranks, those of all ranks
+                as an iterable (a generator that loads one file after the other will do).
 
         Raises:
             StateError: it does not fit; the reason is named, and nothing has been changed.
         """
-        saved = Snapshot.unpack(state, self._settings())
-        self._table.values = saved.scores
+        shard = self._shard_now()
+        if self.sharded and not isinstance(state, Mapping) and isinstance(state, Iterable):
+            saved = Snapshot.merge(state, self._settings(), shard)
+        else:
+            saved = Snapshot.unpack(state, self._settings())
+        if saved.shard != shard:
+            raise StateError(
+                f"the state is that of rank {saved.shard.index} of {saved.shard.count}, this is "
+                f"rank {shard.index} of {shard.count}; pass the states of all ranks, as a list "
+                "or a generator"
+            )
+        self._shard, self._scores = shard, ScoreTable(len(shard), ema=self.score_ema)
+        self._scores.values = saved.scores
         self._epoch, self._plan = saved.epoch, saved.plan
-        self._start = self._position = saved.position
+        self._start, self._position = saved.position, 0
         self._tally, self._history = saved.tally, saved.history
+        self._share = self._counts = None
+        self._pending, self._has_met = PendingLosses(), False
         self._buffer = self._ledger = self._earlier = self._superseded = None
+        if self._filter is not None and self._epoch < self.num_epochs:
+            self._filter.set_plan(self.plan)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy stands where the original stands, but no loader is drawing from it.
         self._flush()
+        if len(self._pending):
+            raise StateError(
+                "within an epoch of a distributed run a pruner cannot be copied before "
+                "pruner.synchronize()"
+            )
         members = self.__dict__.copy()
-        members.update(_ledger=None, _earlier=None, _superseded=None, _start=self._position)
+        members.update(_ledger=None, _earlier=None, _superseded=None, _share=None, _has_met=False)
+        members.update(_start=self._plan_position, _position=0, _counts=None)
         return members
 
 
@@ -474,7 +844,8 @@ class InfoBatch(DataPruner):
         delta: pruning ends after this fraction of the epochs, in [0, 1].
         quantiles: instead of the mean threshold, (upper quantile, keep ratio) pairs of score
             ranges; `infobatch.policies.PAPER_QUANTILES` is what the paper's 40% results used.
-        seed, sampler, warmup_epochs, score_ema: see `DataPruner`.
+        seed, sampler, warmup_epochs, score_ema, process_group, rank, world_size, sharded: see
+            `DataPruner`.
 
     Raises:
         TypeError, ValueError: an argument outside its range; the message names it.
@@ -492,6 +863,10 @@ class InfoBatch(DataPruner):
         sampler: Iterable[int] | None = None,
         warmup_epochs: int = 1,
         score_ema: float = 0.0,
+        process_group: object = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        sharded: bool = False,
     ) -> None:
         policy: Policy = MeanThreshold(prune_ratio)
         if quantiles is not None:
@@ -505,6 +880,10 @@ class InfoBatch(DataPruner):
             sampler=sampler,
             warmup_epochs=warmup_epochs,
             score_ema=score_ema,
+            process_group=process_group,
+            rank=rank,
+            world_size=world_size,
+            sharded=sharded,
         )
 
 

@@ -66,7 +66,9 @@ def check_indices(
     return rows
 
 
-def rescale(losses: Tensor, weights: Tensor | None, reduction: Reduction) -> Tensor:
+def rescale(
+    losses: Tensor, weights: Tensor | None, reduction: Reduction, divisor: float | None = None
+) -> Tensor:
     """Multiply each loss by its weight and reduce: sum(weight * loss) / B under "mean".
 
     The mean divides by the batch size and not by the sum of the weights, which is what keeps
@@ -76,6 +78,7 @@ def rescale(losses: Tensor, weights: Tensor | None, reduction: Reduction) -> Ten
         losses: (B,) any float dtype.
         weights: (B,) float32 or float64, or None where all are 1.
         reduction: "mean", "sum" or "none".
+        divisor: under "mean", to be used in place of B.
 
     Returns:
         A new tensor of the losses' dtype; half-precision losses are multiplied and reduced in
@@ -83,11 +86,11 @@ def rescale(losses: Tensor, weights: Tensor | None, reduction: Reduction) -> Ten
     """
     if weights is None:
         if reduction == "mean":
-            return losses.mean()
+            return losses.mean() if divisor is None else losses.sum() / divisor
         return losses.sum() if reduction == "sum" else losses.clone()
     rescaled = losses * weights
     if reduction == "mean":
-        rescaled = rescaled.mean()
+        rescaled = rescaled.mean() if divisor is None else rescaled.sum() / divisor
     elif reduction == "sum":
         rescaled = rescaled.sum()
     return rescaled if rescaled.dtype == losses.dtype else rescaled.to(losses.dtype)

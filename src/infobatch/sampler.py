@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import BatchSampler, Sampler
 
-from infobatch.errors import InfoBatchError, MisalignedUpdateError
+from infobatch.errors import InfoBatchError, MisalignedUpdateError, StateError
 from infobatch.plan import IndexArray
 
 _CHUNK = 1024  # indices turned into Python ints at a time
@@ -27,6 +27,7 @@ class PlanSampler(Sampler[int]):
         begin: starts, or starts again, the epoch that is due; gives its indices.
         remaining: number of samples that the next iteration hands out.
         set_epoch: checks an epoch that is announced.
+        has_begun: whether any loss of the run has come.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class PlanSampler(Sampler[int]):
         begin: Callable[[LoaderFacts], Iterator[int]],
         remaining: Callable[[], int],
         set_epoch: Callable[[int], None],
+        has_begun: Callable[[], bool],
     ) -> None:
-        self._begin, self._remaining, self._set_epoch = begin, remaining, set_epoch
+        self._begin, self._remaining = begin, remaining
+        self._set_epoch, self._has_begun = set_epoch, has_begun
 
     def __iter__(self) -> Iterator[int]:
         return self._begin(LoaderFacts.of_caller(self))
@@ -55,6 +58,27 @@ class PlanSampler(Sampler[int]):
             EpochError: it is not that epoch's turn.
         """
         self._set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, bool]:
+        """For loaders that save their sampler's state, such as torchdata's StatefulDataLoader.
+
+        Where the epoch stands is the pruner's state and not repeated here: a loader would save
+        how far it has read ahead, and the pruner knows what has been trained on.
+        """
+        return {"has_begun": self._has_begun()}
+
+    def load_state_dict(self, state: Mapping[str, bool]) -> None:
+        """Check that the pruner's own state has been loaded too, and before.
+
+        Raises:
+            StateError: it has not, so that the loader would start the run again.
+        """
+        if state.get("has_begun") and not self._has_begun():
+            raise StateError(
+                "the loader's state is that of a run which had begun, but the pruner stands at "
+                "its start; save pruner.state_dict() beside the loader's state, and call "
+                "pruner.load_state_dict() before iterating the loader"
+            )
 
 
 @dataclass(frozen=True)
@@ -101,30 +125,29 @@ class Ledger:
     the plan, and no index has to travel with the data.
 
     Args:
-        total: number S of planned samples.
-        start: position to start from, above 0 for a resumed epoch.
+        total: number of samples to hand out.
         loader: what is known of the loader.
     """
 
-    def __init__(self, total: int, start: int, loader: LoaderFacts) -> None:
+    def __init__(self, total: int, loader: LoaderFacts) -> None:
         self.loader = loader
         self._total = total
-        self._start = self._taken = start
+        self._taken = 0
         self._chunk: Iterator[int] = iter(())
         self._polled_past_end = False
         self._look_ahead: int | None = None
         self._batch: int | None = None
 
-    def draw(self, order: IndexArray) -> Iterator[int]:
-        """The planned samples (S,) from the start on; at C speed, and its own `iter`.
+    def draw(self, ids: Callable[[int, int], IndexArray]) -> Iterator[int]:
+        """Hand out the samples ids(0, total); at C speed, and its own `iter`.
 
         The ledger keeps no reference to them: it outlives its epoch, and they should not.
         """
-        return itertools.chain.from_iterable(self._chunks(order))
+        return itertools.chain.from_iterable(self._chunks(ids))
 
-    def _chunks(self, order: IndexArray) -> Iterator[Iterator[int]]:
-        for start in range(self._taken, self._total, _CHUNK):
-            chunk: list[int] = order[start : start + _CHUNK].tolist()
+    def _chunks(self, ids: Callable[[int, int], IndexArray]) -> Iterator[Iterator[int]]:
+        for start in range(0, self._total, _CHUNK):
+            chunk: list[int] = ids(start, min(start + _CHUNK, self._total)).tolist()
             self._taken = start + len(chunk)
             self._chunk = iter(chunk)
             yield self._chunk
@@ -132,7 +155,7 @@ class Ledger:
 
     @property
     def handed_out(self) -> int:
-        """How far into the plan indices have been drawn; costs nothing while drawing."""
+        """How many indices have been drawn; costs nothing while drawing."""
         return self._taken - self._chunk.__length_hint__()  # type: ignore[attr-defined, no-any-return]
 
     def check(self, position: int, count: int) -> None:
@@ -219,7 +242,7 @@ class Ledger:
             return
         missing = self._total - position
         unexplained = self._look_ahead - batches * size
-        partial = (self._total - self._start) % size
+        partial = self._total % size
         if partial and not self.loader.drop_last:
             return  # the last batch, by its size, has shown it
         # A host that reads ahead, left before the last batch, has not asked for more yet.
@@ -230,16 +253,16 @@ class Ledger:
                 "samples. Call pruner.skip(batch_size) for a batch that you leave out on purpose"
             )
 
-    def check_drawable(self, start: int) -> None:
-        """Check that what is left of the plan makes at least one batch.
+    def check_drawable(self) -> None:
+        """Check that what there is to hand out makes at least one batch.
 
         Raises:
             InfoBatchError: the loader has drop_last=True and too few samples are left.
         """
         size = self.loader.batch_size
-        if size is not None and self.is_complete(start):
+        if size is not None and self.is_complete(0):
             raise InfoBatchError(
-                f"this epoch keeps {self._total - start} samples, fewer than one batch of "
+                f"this epoch keeps {self._total} samples, fewer than one batch of "
                 f"{size}, and the loader has drop_last=True, so nothing would ever be trained; "
                 "use drop_last=False, a smaller batch_size or a smaller prune_ratio"
             )
@@ -250,7 +273,7 @@ class Ledger:
         size = self.loader.batch_size
         if not self.loader.drop_last or size is None:
             return self._total
-        return self._total - (self._total - self._start) % size
+        return self._total - self._total % size
 
     def is_complete(self, position: int) -> bool:
         """Whether no further loss can come once `position` samples have been accounted for."""

@@ -1,15 +1,17 @@
 """The pruner's state on disk: how it is written, and how a foreign one is refused.
 
 A state is a dict of plain numbers, strings, lists and tensors, so `torch.load` reads it back with
-`weights_only=True`. Between epochs it holds the scores alone, 4 bytes a sample; within an epoch
-also which samples that epoch keeps, one byte each more. The order is computed again from the
-seed, unless it is that of the user's own sampler.
+`weights_only=True`. Its keys and the shapes of its tensors are the same at any time, which
+`torch.distributed.checkpoint` needs: 4 bytes of score a sample and one of selection. The order is
+computed again from the seed, unless it is that of the user's own sampler.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,11 +22,11 @@ from torch import Tensor
 
 from infobatch.errors import PolicyError, StateError
 from infobatch.history import EpochRecord, LossTally
-from infobatch.plan import EpochPlan, shuffled
+from infobatch.plan import EpochPlan, Shard, order_dtype, shuffled
 from infobatch.policies.base import Selection
 from infobatch.scores import FloatArray
 
-FORMAT = 1
+FORMAT = 2
 
 _T = TypeVar("_T")
 
@@ -35,11 +37,12 @@ class Snapshot:
 
     Attributes:
         epoch: the epoch that is running or due.
-        position: plan position of the next loss; 0 between epochs.
-        scores: (N,) float32.
+        position: plan position up to which losses have come; 0 between epochs.
+        scores: (n,) float32, of the samples in `shard`.
         plan: of that epoch, if it has been made.
         tally: sums over its losses so far.
         history: of the finished epochs.
+        shard: the samples that it is of.
     """
 
     epoch: int
@@ -48,25 +51,31 @@ class Snapshot:
     plan: EpochPlan | None
     tally: LossTally
     history: list[EpochRecord]
+    shard: Shard
 
     def pack(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The state to save, with the settings that it belongs to."""
-        plan = self.plan
-        if self.position == 0 and not settings["own_sampler"]:
+        plan, level = self.plan, np.zeros(len(self.scores), dtype=np.uint8)
+        if plan is not None and self.position == 0 and not (plan.own_order or settings["sharded"]):
             plan = None  # it can be made again
-        return {
+        if plan is not None and plan.selection.level is not None:
+            level = plan.selection.level.copy()
+        state = {
             "format": FORMAT,
             "settings": settings,
             "epoch": self.epoch,
             "position": self.position,
             "scores": torch.from_numpy(self.scores.copy()),
-            "plan": None if plan is None else _pack_plan(plan, with_order=settings["own_sampler"]),
+            "level": torch.from_numpy(level),
+            "plan": [] if plan is None else [_pack_plan(plan)],
             "tally": dataclasses.asdict(self.tally),
             "history": [dataclasses.asdict(record) for record in self.history],
+            "shard": [self.shard.index, self.shard.count],
         }
+        return {**state, "checksum": _checksum(state)}
 
     @classmethod
-    def unpack(cls, state: Mapping[str, Any], settings: dict[str, Any]) -> Snapshot:
+    def unpack(cls, state: object, settings: dict[str, Any]) -> Snapshot:
         """The inverse of `pack`, for a pruner with these settings.
 
         Raises:
@@ -75,16 +84,119 @@ class Snapshot:
         if not isinstance(state, Mapping):
             raise StateError(f"a state is a dict, got {type(state).__name__}")
         _check_settings(state, settings)
+        shard = _unpack_shard(state, settings)
         epoch = _count(state, "epoch", at_most=settings["num_epochs"])
-        plan = _unpack_plan(state, epoch, settings)
-        return cls(
-            epoch=epoch,
-            position=_count(state, "position", at_most=len(plan) - 1 if plan else 0),
-            scores=_vector(state, "scores", settings["num_samples"], torch.float32).numpy(),
-            plan=plan,
-            tally=_unpack_fields(_entry(state, "tally", dict), LossTally),
-            history=_unpack_history(state, epoch),
+        scores = _vector(state, "scores", len(shard), torch.float32).numpy()
+        level = _vector(state, "level", len(shard), torch.uint8).numpy()
+        saved_sum = _entry(state, "checksum", int)
+        position = _count(state, "position", at_most=2**62)
+        tally = _unpack_fields(_entry(state, "tally", dict), LossTally)
+        history = _unpack_history(state, epoch)
+        packed_plan = _entry(state, "plan", list)
+        if saved_sum != _checksum({**state, "scores": scores, "level": level}):
+            raise StateError(
+                "the state is damaged: its contents are not those that its checksum was made of"
+            )
+        plan = _unpack_plan(packed_plan, level, epoch, settings, shard)
+        if position > (len(plan) if plan else 0):
+            raise StateError(
+                f"the state's entry 'position' must be at most {len(plan) if plan else 0}, "
+                f"got {position}"
+            )
+        return cls(epoch, position, scores, plan, tally, history, shard)
+
+    @classmethod
+    def merge(cls, states: Iterable[object], settings: dict[str, Any], shard: Shard) -> Snapshot:
+        """The state of one shard out of the states of all ranks of a run with other shards.
+
+        Args:
+            states: of every rank, in any order; taken one at a time.
+            settings: the pruner's.
+            shard: the samples that this rank owns now.
+
+        Raises:
+            StateError: one of them does not fit, or they are not one of each rank.
+        """
+        merged = _Merged(shard)
+        for state in states:
+            merged.add(cls.unpack(state, settings))
+        return merged.snapshot()
+
+
+class _Merged:
+    """What one shard takes from the snapshots of other shards."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._scores = np.full(len(shard), np.nan, dtype=np.float32)
+        self._weights = np.zeros(len(shard))
+        self._done: list[NDArray[np.int64]] = []
+        self._due: list[NDArray[np.int64]] = []
+        self._tally = LossTally()
+        self._threshold = float("nan")
+        self._first: Snapshot | None = None
+        self._seen: set[int] = set()
+
+    def add(self, saved: Snapshot) -> None:
+        first = self._first = self._first or saved
+        if (saved.epoch, saved.shard.count, saved.history) != (
+            first.epoch,
+            first.shard.count,
+            first.history,
+        ) and not _same_history(saved.history, first.history):
+            raise StateError(
+                f"the states are of different times or runs: epoch {saved.epoch} of "
+                f"{saved.shard.count} ranks, epoch {first.epoch} of {first.shard.count}"
+            )
+        if saved.shard.index in self._seen:
+            raise StateError(f"the states hold that of rank {saved.shard.index} twice")
+        self._seen.add(saved.shard.index)
+        source = np.arange(len(saved.shard))
+        rows = self._shard.rows(saved.shard.ids(source).astype(np.int64))
+        self._scores[rows[rows >= 0]] = saved.scores[rows >= 0]
+        if saved.plan is not None and saved.position > 0:
+            order = saved.plan.order
+            mine = rows[order]
+            self._weights[mine[mine >= 0]] = saved.plan.selection.weights_of(order[mine >= 0])
+            self._threshold = saved.plan.threshold
+            for part, into in (
+                (mine[: saved.position], self._done),
+                (mine[saved.position :], self._due),
+            ):
+                into.append(part[part >= 0])
+        if self._shard.index == 0:  # what has been trained so far is counted once
+            for name, value in dataclasses.asdict(saved.tally).items():
+                setattr(self._tally, name, getattr(self._tally, name) + value)
+
+    def snapshot(self) -> Snapshot:
+        first = self._first
+        if first is None or self._seen != set(range(first.shard.count)):
+            missing = sorted(set(range(first.shard.count)) - self._seen) if first else "all"
+            raise StateError(
+                f"the state of every rank is needed, but that of {missing} is missing; save "
+                "pruner.state_dict() on every rank and pass all of them to load_state_dict"
+            )
+        plan, position = None, 0
+        if self._done:
+            done = np.concatenate(self._done)
+            order = np.concatenate([done, *self._due])
+            selection = Selection(self._weights, None, self._threshold)
+            plan = EpochPlan.build(
+                first.epoch,
+                selection,
+                order,
+                total=len(self._shard),
+                shard=self._shard,
+                own_order=True,
+            )
+            position = len(done)
+        return Snapshot(
+            first.epoch, position, self._scores, plan, self._tally, first.history, self._shard
         )
+
+
+def _same_history(one: list[EpochRecord], other: list[EpochRecord]) -> bool:
+    return repr(one) == repr(other)  # NaN equals NaN
 
 
 def describe_policy(policy: object) -> dict[str, Any]:
@@ -103,6 +215,18 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
+def _checksum(state: Mapping[str, Any]) -> int:
+    plain = {
+        name: value
+        for name, value in state.items()
+        if name not in ("scores", "level", "settings", "checksum")
+    }
+    checksum = zlib.crc32(json.dumps(plain, sort_keys=True, default=repr).encode())
+    for name in ("scores", "level"):
+        checksum = zlib.crc32(np.ascontiguousarray(state[name]).data, checksum)
+    return checksum
+
+
 def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
     version = _entry(state, "format", int)
     if version != FORMAT:
@@ -118,60 +242,85 @@ def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
             )
 
 
-def _pack_plan(plan: EpochPlan, *, with_order: bool) -> dict[str, Any]:
+def _unpack_shard(state: Mapping[str, Any], settings: dict[str, Any]) -> Shard:
+    pair = _entry(state, "shard", list)
+    plain = len(pair) == 2 and all(type(number) is int for number in pair)
+    if not plain or not 0 <= pair[0] < pair[1] or (pair[1] > 1 and not settings["sharded"]):
+        raise StateError(f"the state's entry 'shard' must be [index, count], got {pair!r}")
+    return Shard(pair[0], pair[1], settings["num_samples"])
+
+
+def _pack_plan(plan: EpochPlan) -> dict[str, Any]:
     selection = plan.selection
-    level = selection.level
+    own_weights = selection.level is None and not selection.is_full
     return {
         "total": plan.total,
-        "order": torch.from_numpy(plan.order.copy()) if with_order else None,
-        "weights": None if selection.is_full else torch.from_numpy(selection.weights.copy()),
-        "level": None if level is None else torch.from_numpy(level.copy()),
         "threshold": selection.threshold,
+        # bytes: their number may change, where torch.distributed.checkpoint wants tensors not to
+        "order": plan.order.tobytes() if plan.own_order else None,
+        "weights": selection.weights.astype("<f8").tobytes() if own_weights else None,
+        "table": None if selection.level is None else selection.weights.tolist(),
     }
 
 
 def _unpack_plan(
-    state: Mapping[str, Any], epoch: int, settings: dict[str, Any]
+    entry: list[Any],
+    level: NDArray[np.uint8],
+    epoch: int,
+    settings: dict[str, Any],
+    shard: Shard,
 ) -> EpochPlan | None:
-    if _optional(state, "plan", dict) is None:
+    if not entry:
         return None
-    packed = _entry(state, "plan", dict)
-    num_samples = settings["num_samples"]
-    selection = _unpack_selection(packed, num_samples)
+    packed = entry[0]
+    if len(entry) != 1 or not isinstance(packed, dict):
+        raise StateError("the state's entry 'plan' must be a list of one dict, or an empty one")
+    selection = _unpack_selection(packed, level)
     total = _count(packed, "total", at_most=2**62)
-    if settings["own_sampler"]:
-        order = _unpack_order(packed, num_samples)
-    else:
-        order = shuffled(num_samples, settings["seed"], epoch)
-    plan = EpochPlan.build(epoch, selection, order, total=total)
+    own = _optional(packed, "order", bytes)
+    if (own is None) and settings["own_sampler"]:
+        raise StateError("the state's plan has no order, which is that of the sampler= of its run")
+    order = (
+        shuffled(len(shard), settings["seed"], epoch, shard.index)
+        if own is None
+        else _unpack_order(own, len(shard))
+    )
+    plan = EpochPlan.build(
+        epoch, selection, order, total=total, shard=shard, own_order=own is not None
+    )
     if not 0 < len(plan) <= total:
         raise StateError(f"the state's plan keeps {len(plan)} of {total} samples")
     return plan
 
 
-def _unpack_selection(packed: dict[str, Any], num_samples: int) -> Selection:
+def _unpack_selection(packed: dict[str, Any], level: NDArray[np.uint8]) -> Selection:
     threshold = _entry(packed, "threshold", float)
-    weights = _optional(packed, "weights", Tensor)
-    if weights is None:
-        return Selection.full(num_samples, threshold=threshold)
-    level: NDArray[np.uint8] | None = None
-    if _optional(packed, "level", Tensor) is not None:
-        level = _vector(packed, "level", num_samples, torch.uint8).numpy()
+    table = _optional(packed, "table", list)
+    weights = _optional(packed, "weights", bytes)
+    if table is None and level.any():
+        raise StateError("the state's levels have no table of weights")
+    if table is None and weights is None:
+        return Selection.full(len(level), threshold=threshold)
     try:
-        selection = Selection(weights.detach().cpu().numpy().copy(), level, threshold)
-    except (PolicyError, TypeError) as error:
+        if table is not None:
+            return Selection(np.array(table, dtype=np.float64), level.copy(), threshold)
+        values = np.frombuffer(weights or b"", dtype="<f8").astype(np.float64)
+        selection = Selection(values, None, threshold)
+    except (PolicyError, TypeError, ValueError) as error:
         raise StateError(f"the state's selection is damaged: {error}") from error
-    if len(selection) != num_samples:
+    if len(selection) != len(level):
         raise StateError(
-            f"the state's selection is of {len(selection)} samples, this pruner has {num_samples}"
+            f"the state's selection is of {len(selection)} samples, its scores are of {len(level)}"
         )
     return selection
 
 
-def _unpack_order(packed: dict[str, Any], num_samples: int) -> NDArray[np.int64]:
-    length = _entry(packed, "order", Tensor).numel()
-    stored = _vector(packed, "order", length, torch.int32, torch.int64)
-    order: NDArray[np.int64] = stored.numpy().astype(np.int64)
+def _unpack_order(packed: bytes, num_samples: int) -> NDArray[np.int64]:
+    try:
+        stored = np.frombuffer(packed, dtype=order_dtype(num_samples))
+    except ValueError as error:
+        raise StateError(f"the state's order is damaged: {error}") from error
+    order: NDArray[np.int64] = stored.astype(np.int64)
     if len(order) and not 0 <= order.min() <= order.max() < num_samples:
         raise StateError(f"the state's order names samples outside 0 to {num_samples - 1}")
     return order

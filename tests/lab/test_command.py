@@ -100,12 +100,17 @@ def test_an_interrupted_comparison_goes_on_to_the_same_results(
 
 
 def test_control_c_in_a_terminal_leaves_a_valid_file_and_exit_code_130(tmp_path):
-    process = subprocess.Popen(
-        [*CLI, "compare", "--out", str(tmp_path), "--seeds", "99", "--limit-train", "100"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # A shell ignores SIGINT for what it runs in the background, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [*CLI, "compare", "--out", str(tmp_path), "--seeds", "99", "--limit-train", "100"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / FILE_NAME).exists() and time.monotonic() < deadline:

@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is, bit for bit, the run that never stopped."""
 
+import contextlib
 import copy
 import io
 import math
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import InfoBatchError, NonFiniteLossWarning, StateError
 from infobatch.policies import PAPER_QUANTILES, MeanThreshold, RandomSubset
+from infobatch.state import _checksum
 
 # 60 batches an epoch: on the CPU the losses of several are buffered before they become scores, so
 # states are taken both with full and with half-filled buffers.
@@ -355,11 +357,11 @@ def test_a_finished_run_can_be_saved_and_read(uninterrupted):
 
 
 @pytest.mark.parametrize("kind", PRUNERS)
-def test_a_state_between_epochs_is_as_small_as_its_scores(kind):
+def test_a_state_holds_five_bytes_a_sample(kind):
     training = Training(PRUNERS[kind]).run(stop=(2, 0))
     tensors = [part for part in training.pruner.state_dict().values() if torch.is_tensor(part)]
-    assert [tensor.dtype for tensor in tensors] == [torch.float32]
-    assert tensors[0].numel() == N
+    assert [tensor.dtype for tensor in tensors] == [torch.float32, torch.uint8]
+    assert [tensor.numel() for tensor in tensors] == [N, N]
 
 
 @pytest.mark.parametrize(
@@ -432,7 +434,10 @@ def test_the_same_policy_written_out_has_the_same_state():
 
 
 def damaged(state, path, value):
-    """A deep copy of a state with one entry replaced, or removed where `value` is ABSENT."""
+    """A deep copy of a state with one entry replaced, or removed where `value` is ABSENT.
+
+    With a checksum that fits, as far as there can be one, so that the other checks are reached.
+    """
     state = copy.deepcopy(state)
     place = state
     for key in path[:-1]:
@@ -443,15 +448,18 @@ def damaged(state, path, value):
         place[path[-1]] = value(place[path[-1]])
     else:
         place[path[-1]] = value
+    if path != ("checksum",):
+        with contextlib.suppress(Exception):
+            state["checksum"] = _checksum(state)
     return state
 
 
 ABSENT = object()
 DAMAGE = [
     *[((key,), ABSENT) for key in ("format", "settings", "epoch", "position", "scores")],
-    *[((key,), ABSENT) for key in ("plan", "tally", "history")],
+    *[((key,), ABSENT) for key in ("plan", "level", "tally", "history", "shard", "checksum")],
     *[(("settings", key), ABSENT) for key in ("num_samples", "policy", "seed", "delta")],
-    *[(("plan", key), ABSENT) for key in ("total", "order", "weights", "threshold")],
+    *[(("plan", 0, key), ABSENT) for key in ("total", "order", "table", "weights", "threshold")],
     *[(("tally", key), ABSENT) for key in ("trained", "non_finite", "loss_count", "loss_sum")],
     (("format",), 999),
     (("format",), "1"),
@@ -472,26 +480,32 @@ DAMAGE = [
     (("scores",), lambda scores: scores.tolist()),
     (("plan",), None),
     (("plan",), []),
-    (("plan", "total"), -1),
-    (("plan", "weights"), lambda weights: -weights - 1),
-    (("plan", "weights"), lambda weights: weights * math.nan),
-    (("plan", "weights"), lambda weights: weights * math.inf),
-    (("plan", "weights"), lambda weights: weights * 0.0),
-    (("plan", "weights"), lambda weights: weights[:1]),
-    (("plan", "weights"), lambda weights: weights.long()),
-    (("plan", "weights"), lambda weights: weights.bfloat16()),
-    (("plan", "weights"), lambda weights: weights[None]),
-    (("plan", "weights"), lambda weights: weights.tolist()),
-    (("plan", "level"), lambda level: level[:-1]),
-    (("plan", "level"), lambda level: level.long()),
-    (("plan", "level"), lambda level: level + 100),
-    (("plan", "level"), None),
-    (("plan", "threshold"), None),
-    (("plan", "order"), lambda order: order + N),
-    (("plan", "order"), lambda order: order - N),
-    (("plan", "order"), lambda order: order.float()),
-    (("plan", "order"), lambda order: order[None]),
-    (("plan", "order"), None),
+    (("plan",), lambda plan: plan * 2),
+    (("plan", 0), 7),
+    (("plan", 0, "total"), -1),
+    (("plan", 0, "table"), lambda table: [-weight - 1 for weight in table]),
+    (("plan", 0, "table"), lambda table: [math.nan for _ in table]),
+    (("plan", 0, "table"), lambda table: [math.inf for _ in table]),
+    (("plan", 0, "table"), lambda table: [0.0 for _ in table]),
+    (("plan", 0, "table"), lambda table: table[:1]),
+    (("plan", 0, "table"), lambda table: ["one" for _ in table]),
+    (("plan", 0, "table"), lambda table: [table]),
+    (("plan", 0, "table"), None),
+    (("plan", 0, "weights"), 7),
+    (("plan", 0, "threshold"), None),
+    (("plan", 0, "order"), lambda order: order[:-1]),
+    (("plan", 0, "order"), lambda order: b"\xff" * len(order)),
+    (("plan", 0, "order"), None),
+    (("plan", 0, "order"), "order"),
+    (("level",), lambda level: level[:-1]),
+    (("level",), lambda level: level.long()),
+    (("level",), lambda level: level + 100),
+    (("level",), None),
+    (("shard",), [0, 2]),
+    (("shard",), [1, 1]),
+    (("shard",), [0]),
+    (("shard",), ["0", 1]),
+    (("checksum",), None),
     (("tally",), None),
     (("tally", "trained"), 1.5),
     (("tally", "loss_sum"), "0.0"),

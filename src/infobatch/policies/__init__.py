@@ -4,7 +4,7 @@ A policy is a pure function of (scores, epoch, rng) that returns a `Selection`. 
 of loaders, devices or epoch plans, so a new method is one short file.
 """
 
-from infobatch.policies.base import Policy, Selection
+from infobatch.policies.base import Policy, Selection, ShardedPolicy
 from infobatch.policies.full import FullData
 from infobatch.policies.infobatch import PAPER_QUANTILES, MeanThreshold, QuantileThresholds
 from infobatch.policies.random import RandomSubset
@@ -18,5 +18,6 @@ __all__ = [
     "QuantileThresholds",
     "RandomSubset",
     "Selection",
+    "ShardedPolicy",
     "thin",
 ]

@@ -105,3 +105,28 @@ class Policy(Protocol):
             rng: a generator that depends on the run's seed and on the epoch alone.
         """
         ...
+
+
+@runtime_checkable
+class ShardedPolicy(Policy, Protocol):
+    """A policy that can be told of the scores on other ranks, and so work under `sharded=True`.
+
+    There a rank sees the scores of the samples that it owns and no others. What it has to know
+    of all the scores must be a sum over samples: each rank's `summarise` is added to those of
+    the others, and `select_with` selects among the rank's own by the total. In one process
+    `select(scores, ...)` is `select_with(scores, summarise(scores), ...)`, or more exact.
+    """
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """(K,) sums over these samples; K is the same on every rank, and may be 0."""
+        ...
+
+    def select_with(
+        self,
+        scores: FloatArray,
+        summary: NDArray[np.float64],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Select among these samples, given the summary (K,) of the scores on all ranks."""
+        ...

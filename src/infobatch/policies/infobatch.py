@@ -11,10 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infobatch.policies.base import Selection
 from infobatch.policies.thinning import thin
-from infobatch.scores import FloatArray, below, finite_mean, finite_quantiles
+from infobatch.scores import (
+    FloatArray,
+    below,
+    finite_quantiles,
+    finite_sum,
+    histogram,
+    histogram_quantiles,
+)
 from infobatch.validation import check_fraction
 
 Quantiles = tuple[tuple[float, float], ...]
@@ -49,7 +57,22 @@ class MeanThreshold:
 
     def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
         """Thin the samples strictly below the mean score."""
-        threshold = finite_mean(scores)
+        return self.select_with(scores, self.summarise(scores), epoch, rng)
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """Sum and number of the finite scores."""
+        return np.array(finite_sum(scores))
+
+    def select_with(
+        self,
+        scores: FloatArray,
+        summary: NDArray[np.float64],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Thin the samples strictly below the mean that the summary gives."""
+        total, count = summary.tolist()
+        threshold = total / count if count else float("nan")
         if self.prune_ratio == 0.0 or np.isnan(threshold):
             return Selection.full(len(scores))
         easy = below(scores, threshold)
@@ -79,8 +102,28 @@ class QuantileThresholds:
 
     def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
         """Thin each score range by its own ratio."""
+        return self._thin(scores, finite_quantiles(scores, self._bounds), rng)
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """Histogram of the finite scores; see `infobatch.scores.histogram` for its error."""
+        return histogram(scores)
+
+    def select_with(
+        self,
+        scores: FloatArray,
+        summary: NDArray[np.float64],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Thin each score range, between quantiles read off the histogram."""
+        return self._thin(scores, histogram_quantiles(summary, self._bounds), rng)
+
+    @property
+    def _bounds(self) -> list[float]:
+        return [upper for upper, _ in self.quantiles if upper < 1.0]
+
+    def _thin(self, scores: FloatArray, edges: list[float], rng: np.random.Generator) -> Selection:
         bounded = [pair for pair in self.quantiles if pair[0] < 1.0]
-        edges = finite_quantiles(scores, [upper for upper, _ in bounded])
         if np.isnan(edges).any():
             return Selection.full(len(scores))
         ratios = [keep for _, keep in bounded]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from infobatch.policies.base import Selection
 from infobatch.policies.thinning import thin
@@ -38,3 +39,17 @@ class RandomSubset:
         dropped, weight = thin(pool, 1.0 - self.prune_ratio, rng)
         table = np.array([weight if self.rescale else 1.0, 0.0])
         return Selection(table, dropped.view(np.uint8))
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """Nothing: the scores do not matter."""
+        return np.empty(0)
+
+    def select_with(
+        self,
+        scores: FloatArray,
+        summary: NDArray[np.float64],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Select a fresh random subset of these samples."""
+        return self.select(scores, epoch, rng)
