@@ -127,7 +127,7 @@ def plan_digest(plan: EpochPlan) -> int:
         plan.mean_weight,
         int(plan.order.sum(dtype=np.int64)),
     )
-    return zlib.crc32(sampled.view(np.uint8), zlib.crc32(repr(facts).encode()))
+    return zlib.crc32(sampled.tobytes(), zlib.crc32(repr(facts).encode()))
 
 
 @dataclass(frozen=True)

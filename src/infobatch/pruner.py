@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from infobatch.buffer import LossBuffer
+from infobatch.compiled import outside_graphs
 from infobatch.distributed import Ranks, World
 from infobatch.errors import (
     DistributedError,
@@ -165,6 +166,7 @@ class DataPruner:
 
     # ------------------------------------------------------------------ the training step
 
+    @outside_graphs
     def update(
         self,
         losses: Tensor,
@@ -220,6 +222,7 @@ class DataPruner:
         self._advance(count)
         return result
 
+    @outside_graphs
     def skip(self, batch_size: int) -> None:
         """Say that the next batch is left out on purpose: its samples keep their scores.
 
