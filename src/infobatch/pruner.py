@@ -416,7 +416,7 @@ class DataPruner:
                     "now; initialise the process group before training"
                 )
             self._scores = self._plan = None
-            if len(shard) == 0:
+            if self.num_samples < shard.count:  # on every rank alike
                 raise DistributedError(
                     f"sharded=True needs at least one sample for each rank, but there are "
                     f"{self.num_samples} for {shard.count} ranks; use sharded=False"

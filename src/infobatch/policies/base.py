@@ -130,3 +130,21 @@ class ShardedPolicy(Policy, Protocol):
     ) -> Selection:
         """Select among these samples, given the summary (K,) of the scores on all ranks."""
         ...
+
+
+class IgnoresScores:
+    """Makes a policy that does not look at the scores work under `sharded=True`."""
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """Nothing: (0,)."""
+        return np.empty(0)
+
+    def select_with(
+        self: Policy,
+        scores: FloatArray,
+        summary: NDArray[np.float64],
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Select among these samples."""
+        return self.select(scores, epoch, rng)

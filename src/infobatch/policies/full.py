@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infobatch.policies.base import Selection
+from infobatch.policies.base import IgnoresScores, Selection
 from infobatch.scores import FloatArray
 
 
 @dataclass(frozen=True)
-class FullData:
+class FullData(IgnoresScores):
     """Keep every sample in every epoch, weight 1: plain shuffled training."""
 
     def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:

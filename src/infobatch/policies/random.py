@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infobatch.policies.base import Selection
+from infobatch.policies.base import IgnoresScores, Selection
 from infobatch.policies.thinning import thin
 from infobatch.scores import FloatArray
 from infobatch.validation import check_fraction
 
 
 @dataclass(frozen=True)
-class RandomSubset:
+class RandomSubset(IgnoresScores):
     """Drop a uniformly random part of the data, whatever the scores.
 
     The control "Random*" of Qin et al. 2024 (arXiv 2303.04947, table 1 and the ablation): with
@@ -39,17 +38,3 @@ class RandomSubset:
         dropped, weight = thin(pool, 1.0 - self.prune_ratio, rng)
         table = np.array([weight if self.rescale else 1.0, 0.0])
         return Selection(table, dropped.view(np.uint8))
-
-    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
-        """Nothing: the scores do not matter."""
-        return np.empty(0)
-
-    def select_with(
-        self,
-        scores: FloatArray,
-        summary: NDArray[np.float64],
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
-        """Select a fresh random subset of these samples."""
-        return self.select(scores, epoch, rng)
