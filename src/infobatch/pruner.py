@@ -258,6 +258,11 @@ class DataPruner:
                 f"update got {len(ids)} more losses at position {self._position} of an epoch of "
                 f"{len(share)} samples; call it once per batch"
             )
+        if self._is_stream and self._position > 2 * len(share.plan):
+            raise MisalignedUpdateError(
+                f"more than twice as many samples have come as epoch {self._epoch} was planned "
+                "with; call pruner.end_epoch() after each loop over the stream"
+            )
         rows = self._own_shard.rows(ids)
         weights = share.plan.selection.weights_of(np.maximum(rows, 0))
         if not bool((weights[rows >= 0] > 0).all() and (rows >= 0).all()):
