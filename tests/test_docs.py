@@ -3,9 +3,9 @@
 - `python` blocks of a page run from top to bottom as one program, in an empty folder.
 - Commands in `console`, `bash` and `sh` blocks: `infobatch` commands run, with fewer epochs and
   seeds and a narrower model, and on a few random pictures where the user would bring CIFAR; with
-  `--compile`, which takes minutes, they are only parsed by the real command line. `make`, `pip
-  install`, `git clone`, `python script.py` are checked against the repository. Any other command
-  fails the test.
+  `--compile`, which takes minutes, they are only parsed by the real command line. `torchrun` runs
+  a script for two epochs. `make`, `pip install`, `git clone`, `python script.py` are checked
+  against the repository. Any other command fails the test.
 - The new side of a `diff` block is valid Python.
 - `text` blocks are left alone; any other language fails the test.
 """
@@ -248,6 +248,20 @@ def check_python(arguments: list[str], folder: Path, place: str) -> None:
             raise DocsError(f"{place}: the script has no option {option}")
 
 
+def check_torchrun(arguments: list[str], folder: Path, place: str) -> None:
+    """The script of the repository runs, for two epochs, in as many processes as the page says."""
+    scripts = [number for number, word in enumerate(arguments) if word.endswith(".py")]
+    if not scripts or not (ROOT / arguments[scripts[0]]).is_file():
+        raise DocsError(f"{place}: there is no such script in the repository")
+    arguments = list(arguments)
+    arguments[scripts[0]] = str(ROOT / arguments[scripts[0]])
+    run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments, "--epochs", "2"],
+        folder,
+        place,
+    )
+
+
 def check_ci(arguments: list[str], folder: Path, place: str) -> None:
     if arguments or not os.access(ROOT / ".ci" / "run", os.X_OK):
         raise DocsError(f"{place}: .ci/run takes no arguments and must be executable")
@@ -258,6 +272,7 @@ CHECKS = {
     "infobatch": check_infobatch,
     "pip": check_pip,
     "python": check_python,
+    "torchrun": check_torchrun,
     "git": check_git,
     "cd": check_cd,
     ".ci/run": check_ci,

@@ -370,11 +370,10 @@ class DataPruner:
                 shards = (Shard(rank, world.size, self.num_samples) for rank in range(world.size))
                 self._counts = np.array([len(shard) for shard in shards])
             else:
-                meeting = self._meet(PLANNING)
-                own = np.array([len(plan) - self._start], dtype=np.int64)
-                self._counts = np.concatenate(
-                    [part.view(np.int64) for part in meeting.all_gather(own)]
-                )
+                self._counts = np.array([len(plan) - self._start], dtype=np.int64)
+                if world.size > 1:
+                    parts = self._meet(PLANNING).all_gather(self._counts)
+                    self._counts = np.concatenate([part.view(np.int64) for part in parts])
         return self._counts
 
     @property

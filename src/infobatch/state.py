@@ -1,9 +1,10 @@
 """The pruner's state on disk: how it is written, and how a foreign one is refused.
 
-A state is a dict of plain numbers, strings, lists and tensors, so `torch.load` reads it back with
+A state is a dict of plain numbers, strings, tuples and tensors, so `torch.load` reads it back with
 `weights_only=True`. Its keys and the shapes of its tensors are the same at any time, which
-`torch.distributed.checkpoint` needs: 4 bytes of score a sample and one of selection. The order is
-computed again from the seed, unless it is that of the user's own sampler.
+`torch.distributed.checkpoint` needs (it looks into dicts and lists, and keeps tuples and bytes as
+they are): 4 bytes of score a sample and one of selection. The order is computed again from the
+seed, unless it is that of the user's own sampler.
 """
 
 from __future__ import annotations
@@ -67,10 +68,10 @@ class Snapshot:
             "position": self.position,
             "scores": torch.from_numpy(self.scores.copy()),
             "level": torch.from_numpy(level),
-            "plan": [] if plan is None else [_pack_plan(plan)],
+            "plan": () if plan is None else (_pack_plan(plan),),
             "tally": dataclasses.asdict(self.tally),
-            "history": [dataclasses.asdict(record) for record in self.history],
-            "shard": [self.shard.index, self.shard.count],
+            "history": tuple(dataclasses.asdict(record) for record in self.history),
+            "shard": (self.shard.index, self.shard.count),
         }
         return {**state, "checksum": _checksum(state)}
 
@@ -92,7 +93,7 @@ class Snapshot:
         position = _count(state, "position", at_most=2**62)
         tally = _unpack_fields(_entry(state, "tally", dict), LossTally)
         history = _unpack_history(state, epoch)
-        packed_plan = _entry(state, "plan", list)
+        packed_plan = _sequence(state, "plan")
         if saved_sum != _checksum({**state, "scores": scores, "level": level}):
             raise StateError(
                 "the state is damaged: its contents are not those that its checksum was made of"
@@ -243,10 +244,10 @@ def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
 
 
 def _unpack_shard(state: Mapping[str, Any], settings: dict[str, Any]) -> Shard:
-    pair = _entry(state, "shard", list)
+    pair = _sequence(state, "shard")
     plain = len(pair) == 2 and all(type(number) is int for number in pair)
     if not plain or not 0 <= pair[0] < pair[1] or (pair[1] > 1 and not settings["sharded"]):
-        raise StateError(f"the state's entry 'shard' must be [index, count], got {pair!r}")
+        raise StateError(f"the state's entry 'shard' must be (index, count), got {pair!r}")
     return Shard(pair[0], pair[1], settings["num_samples"])
 
 
@@ -256,7 +257,7 @@ def _pack_plan(plan: EpochPlan) -> dict[str, Any]:
     return {
         "total": plan.total,
         "threshold": selection.threshold,
-        # bytes: their number may change, where torch.distributed.checkpoint wants tensors not to
+        # bytes: tensors would have to keep their shapes
         "order": plan.order.tobytes() if plan.own_order else None,
         "weights": selection.weights.astype("<f8").tobytes() if own_weights else None,
         "table": None if selection.level is None else selection.weights.tolist(),
@@ -264,7 +265,7 @@ def _pack_plan(plan: EpochPlan) -> dict[str, Any]:
 
 
 def _unpack_plan(
-    entry: list[Any],
+    entry: tuple[Any, ...],
     level: NDArray[np.uint8],
     epoch: int,
     settings: dict[str, Any],
@@ -274,7 +275,7 @@ def _unpack_plan(
         return None
     packed = entry[0]
     if len(entry) != 1 or not isinstance(packed, dict):
-        raise StateError("the state's entry 'plan' must be a list of one dict, or an empty one")
+        raise StateError("the state's entry 'plan' must be a tuple of one dict, or an empty one")
     selection = _unpack_selection(packed, level)
     total = _count(packed, "total", at_most=2**62)
     own = _optional(packed, "order", bytes)
@@ -327,7 +328,7 @@ def _unpack_order(packed: bytes, num_samples: int) -> NDArray[np.int64]:
 
 
 def _unpack_history(state: Mapping[str, Any], epochs: int) -> list[EpochRecord]:
-    records = [_unpack_fields(item, EpochRecord) for item in _entry(state, "history", list)]
+    records = [_unpack_fields(item, EpochRecord) for item in _sequence(state, "history")]
     if [record.epoch for record in records] != list(range(epochs)):
         raise StateError(
             f"the state's history must have one record for each of its {epochs} finished epochs, "
@@ -363,6 +364,12 @@ def _entry(state: Mapping[str, Any], name: str, kind: type[_T]) -> _T:
             f"got {type(value).__name__}"
         )
     return value
+
+
+def _sequence(state: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """An entry that is a tuple, or a list, into which some formats turn it."""
+    value = state.get(name)
+    return tuple(value) if isinstance(value, list) else _entry(state, name, tuple)
 
 
 def _count(state: Mapping[str, Any], name: str, *, at_most: int) -> int:

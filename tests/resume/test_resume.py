@@ -439,6 +439,7 @@ def damaged(state, path, value):
     With a checksum that fits, as far as there can be one, so that the other checks are reached.
     """
     state = copy.deepcopy(state)
+    state["plan"], state["history"] = list(state["plan"]), list(state["history"])
     place = state
     for key in path[:-1]:
         place = place[key]
