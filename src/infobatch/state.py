@@ -2,15 +2,14 @@
 
 A state is a dict of plain numbers, strings, tuples and tensors, so `torch.load` reads it back with
 `weights_only=True`. Its keys and the shapes of its tensors are the same at any time, which
-`torch.distributed.checkpoint` needs (it looks into dicts and lists, and keeps tuples and bytes as
-they are): 4 bytes of score a sample and one of selection. The order is computed again from the
-seed, unless it is that of the user's own sampler.
+`torch.distributed.checkpoint` needs (it looks into dicts and lists, and keeps tuples as they are,
+whatever is in them): 4 bytes of score a sample and one of selection. The order is computed again
+from the seed, unless it is that of the user's own sampler.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from infobatch.errors import PolicyError, StateError
 from infobatch.history import EpochRecord, LossTally
-from infobatch.plan import EpochPlan, Shard, order_dtype, shuffled
+from infobatch.plan import EpochPlan, Shard, shuffled
 from infobatch.policies.base import Selection
 from infobatch.scores import FloatArray
 
@@ -217,15 +216,23 @@ def _is_plain(value: object) -> bool:
 
 
 def _checksum(state: Mapping[str, Any]) -> int:
-    plain = {
-        name: value
-        for name, value in state.items()
-        if name not in ("scores", "level", "settings", "checksum")
-    }
-    checksum = zlib.crc32(json.dumps(plain, sort_keys=True, default=repr).encode())
-    for name in ("scores", "level"):
-        checksum = zlib.crc32(np.ascontiguousarray(state[name]).data, checksum)
-    return checksum
+    """Of all that a state holds but its settings, which are compared one by one."""
+    content = {k: v for k, v in state.items() if k not in ("settings", "checksum")}
+    return _add_to_checksum(content, 0)
+
+
+def _add_to_checksum(value: Any, checksum: int) -> int:
+    if isinstance(value, Mapping):
+        value = sorted(value.items())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            checksum = _add_to_checksum(item, checksum)
+        return checksum
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return zlib.crc32(np.ascontiguousarray(value).data, checksum)
+    return zlib.crc32(repr(value).encode(), checksum)
 
 
 def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
@@ -257,9 +264,8 @@ def _pack_plan(plan: EpochPlan) -> dict[str, Any]:
     return {
         "total": plan.total,
         "threshold": selection.threshold,
-        # bytes: tensors would have to keep their shapes
-        "order": plan.order.tobytes() if plan.own_order else None,
-        "weights": selection.weights.astype("<f8").tobytes() if own_weights else None,
+        "order": torch.from_numpy(plan.order.copy()) if plan.own_order else None,
+        "weights": torch.from_numpy(selection.weights.copy()) if own_weights else None,
         "table": None if selection.level is None else selection.weights.tolist(),
     }
 
@@ -278,7 +284,7 @@ def _unpack_plan(
         raise StateError("the state's entry 'plan' must be a tuple of one dict, or an empty one")
     selection = _unpack_selection(packed, level)
     total = _count(packed, "total", at_most=2**62)
-    own = _optional(packed, "order", bytes)
+    own = _optional(packed, "order", Tensor)
     if (own is None) and settings["own_sampler"]:
         raise StateError("the state's plan has no order, which is that of the sampler= of its run")
     order = (
@@ -297,7 +303,7 @@ def _unpack_plan(
 def _unpack_selection(packed: dict[str, Any], level: NDArray[np.uint8]) -> Selection:
     threshold = _entry(packed, "threshold", float)
     table = _optional(packed, "table", list)
-    weights = _optional(packed, "weights", bytes)
+    weights = _optional(packed, "weights", Tensor)
     if table is None and level.any():
         raise StateError("the state's levels have no table of weights")
     if table is None and weights is None:
@@ -305,23 +311,16 @@ def _unpack_selection(packed: dict[str, Any], level: NDArray[np.uint8]) -> Selec
     try:
         if table is not None:
             return Selection(np.array(table, dtype=np.float64), level.copy(), threshold)
-        values = np.frombuffer(weights or b"", dtype="<f8").astype(np.float64)
-        selection = Selection(values, None, threshold)
+        values = _vector(packed, "weights", len(level), torch.float32, torch.float64)
+        return Selection(values.numpy(), None, threshold)
     except (PolicyError, TypeError, ValueError) as error:
         raise StateError(f"the state's selection is damaged: {error}") from error
-    if len(selection) != len(level):
-        raise StateError(
-            f"the state's selection is of {len(selection)} samples, its scores are of {len(level)}"
-        )
-    return selection
 
 
-def _unpack_order(packed: bytes, num_samples: int) -> NDArray[np.int64]:
-    try:
-        stored = np.frombuffer(packed, dtype=order_dtype(num_samples))
-    except ValueError as error:
-        raise StateError(f"the state's order is damaged: {error}") from error
-    order: NDArray[np.int64] = stored.astype(np.int64)
+def _unpack_order(packed: Tensor, num_samples: int) -> NDArray[np.int64]:
+    named = {"order": packed}
+    stored = _vector(named, "order", packed.numel(), torch.int32, torch.int64)
+    order: NDArray[np.int64] = stored.numpy().astype(np.int64)
     if len(order) and not 0 <= order.min() <= order.max() < num_samples:
         raise StateError(f"the state's order names samples outside 0 to {num_samples - 1}")
     return order

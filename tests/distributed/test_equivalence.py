@@ -9,12 +9,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tests.distributed.support import results_of
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.policies import PAPER_QUANTILES, Selection
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # not public before torch 2.6
+    fully_shard = None
 
 EPOCHS = 5
 
@@ -105,7 +109,9 @@ def wrap_fsdp(model):
     return fully_shard(model)
 
 
-WRAPPERS = {"DDP": DistributedDataParallel, "FSDP2": wrap_fsdp}
+WRAPPERS = {"DDP": DistributedDataParallel}
+if fully_shard is not None:
+    WRAPPERS["FSDP2"] = wrap_fsdp
 
 
 def one_rank(rank, cases):
