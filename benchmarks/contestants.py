@@ -36,9 +36,11 @@ class Ours:
     """
 
     def __init__(self, size: int, *, pruned: bool) -> None:
-        self.pruner = InfoBatch(size, 2, PRUNE_RATIO, delta=1.0, warmup_epochs=0 if pruned else 2)
+        self.pruner = InfoBatch(size, 3, PRUNE_RATIO, delta=1.0, warmup_epochs=1 if pruned else 3)
         scores = torch.from_numpy(half_below_mean(size))
-        self._before = {**self.pruner.state_dict(), "scores": scores}
+        for batch in BatchSampler(self.pruner.sampler, max(1, size // 64), drop_last=False):
+            self.pruner.update(scores[torch.tensor(batch)])
+        self._before = self.pruner.state_dict()
 
     def rewind(self) -> InfoBatch:
         """The pruner before the epoch, which it has not planned yet."""
@@ -49,9 +51,9 @@ class Ours:
         """Plan the epoch and look up all weights, in stretches as `update` does."""
         pruner = self.rewind()
         start = cpu_clock()
-        plan = pruner.plan
-        for position in range(0, len(plan), WEIGHTS_AT_ONCE):
-            plan.weights_between(position, position + WEIGHTS_AT_ONCE)
+        share = pruner.share
+        for position in range(0, len(share), WEIGHTS_AT_ONCE):
+            share.weights(position, min(position + WEIGHTS_AT_ONCE, len(share)))
         return cpu_clock() - start
 
     def hand_out(self, batch_size: int, *, planned: bool) -> float:
