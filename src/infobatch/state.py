@@ -243,11 +243,18 @@ def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
         )
     saved = _entry(state, "settings", dict)
     for name, mine in settings.items():
-        if name not in saved or saved[name] != mine:
+        if name not in saved or not _is_equal(saved[name], mine):
             raise StateError(
                 f"the state was saved with {name}={saved.get(name)!r}, this pruner has "
                 f"{name}={mine!r}; build the pruner with the settings of the saved run"
             )
+
+
+def _is_equal(saved: object, mine: object) -> bool:
+    """Whether two plain values are the same; asks nothing of a value that is not plain."""
+    if isinstance(saved, dict) and isinstance(mine, dict):
+        return saved.keys() == mine.keys() and all(_is_equal(saved[k], mine[k]) for k in mine)
+    return type(saved) is type(mine) and saved == mine
 
 
 def _unpack_shard(state: Mapping[str, Any], settings: dict[str, Any]) -> Shard:
