@@ -55,9 +55,12 @@ format: $(STAMP)  ## Format the code and mend what can be mended automatically
 docs: $(STAMP)  ## Run only the code blocks of README, docs and docstrings
 	$(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
 
-bench: $(STAMP)  ## Measure planning, update and memory; writes the raw results and docs/benchmarks.md
+bench: $(STAMP)  ## Measure what it costs; writes raw results, docs/benchmarks.md, docs/scaling.md
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/communication.py
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scaling_page.py
 
 test-wheel: $(STAMP)  ## Build the wheel and run the tests (without the slow ones) against it
 	@rm -rf $(WHEEL)

@@ -17,6 +17,7 @@ from timing import cpu_clock
 from torch.utils.data import BatchSampler, RandomSampler
 
 from infobatch import InfoBatch
+from infobatch.distributed import Communicator
 
 PRUNE_RATIO = 0.5
 WEIGHTS_AT_ONCE = 8192
@@ -33,19 +34,28 @@ class Ours:
     Args:
         size: N.
         pruned: whether that epoch prunes half of the samples below the mean, or nothing.
+        ranks: the other ranks, if the pruner is to hold the shard of one of them, of `size`.
     """
 
-    def __init__(self, size: int, *, pruned: bool) -> None:
-        self.pruner = InfoBatch(size, 3, PRUNE_RATIO, delta=1.0, warmup_epochs=1 if pruned else 3)
+    def __init__(self, size: int, *, pruned: bool, ranks: Communicator | None = None) -> None:
+        world_size = 1 if ranks is None else ranks.world_size
+        warmup = 1 if pruned else 3
+        self.pruner = InfoBatch(
+            size * world_size, 3, PRUNE_RATIO, delta=1.0, warmup_epochs=warmup,
+            process_group=ranks, sharded=ranks is not None,
+        )  # fmt: skip
         scores = torch.from_numpy(half_below_mean(size))
         for batch in BatchSampler(self.pruner.sampler, max(1, size // 64), drop_last=False):
-            self.pruner.update(scores[torch.tensor(batch)])
+            self.pruner.update(scores[torch.tensor(batch) // world_size])
         self._before = self.pruner.state_dict()
 
     def rewind(self) -> InfoBatch:
         """The pruner before the epoch, which it has not planned yet."""
-        self.pruner.load_state_dict(self._before)
-        return self.pruner
+        pruner = self.pruner
+        pruner.load_state_dict(self._before)
+        # A sharded pruner plans when the epoch before ends, and has its plan in its state.
+        pruner._plan = pruner._share = pruner._counts = None
+        return pruner
 
     def plan(self) -> float:
         """Plan the epoch and look up all weights, in stretches as `update` does."""

@@ -35,13 +35,13 @@ def memory(size: int, reference: Reference | None) -> dict[str, Bytes]:
 def ours(size: int) -> Bytes:
     """A pruner that has trained an epoch, measured as it moves on to a pruned one."""
     losses, batch_size = torch.from_numpy(half_below_mean(size)), min(BATCH_SIZE, size // 16)
-    with _Tracing() as trace:
+    with Tracing() as trace:
         pruner = InfoBatch(size, 10)
         # The warm-up epoch: full, and every sample gets a score.
         for batch in BatchSampler(pruner.sampler, batch_size, drop_last=False):
             pruner.update(losses[torch.tensor(batch)])
         del batch
-        tracemalloc.reset_peak()
+        trace.reset_peak()
         # Small batches: the list of indices that a loader holds is not the pruner's.
         batches = iter(BatchSampler(pruner.sampler, SMALL_BATCH, drop_last=False))
         len(pruner.sampler)  # as a progress bar would ask before the epoch
@@ -55,7 +55,7 @@ def ours(size: int) -> Bytes:
 
 def plain(size: int) -> Bytes:
     """RandomSampler in the middle of an epoch; the permutation itself is torch's, 8 bytes."""
-    with _Tracing() as trace:
+    with Tracing() as trace:
         batches = iter(BatchSampler(RandomSampler(range(size)), SMALL_BATCH, drop_last=False))
         next(batches)
         steady, peak = trace.current(), trace.peak() + 8 * size
@@ -64,7 +64,7 @@ def plain(size: int) -> Bytes:
 
 def theirs(reference: Reference, size: int) -> Bytes:
     """The reference, as it moves on from one pruned epoch to the next."""
-    with _Tracing() as trace:
+    with Tracing() as trace:
         contestant = Theirs(reference, size)
         iter(contestant.sampler)
         gc.collect()
@@ -78,10 +78,10 @@ def theirs(reference: Reference, size: int) -> Bytes:
     return {"steady": (steady - own) / size, "peak": (peak - own) / size}
 
 
-class _Tracing:
+class Tracing:
     """tracemalloc, counted from where it was switched on."""
 
-    def __enter__(self) -> _Tracing:
+    def __enter__(self) -> Tracing:
         gc.collect()
         tracemalloc.start()
         self._before = tracemalloc.get_traced_memory()[0]
@@ -91,10 +91,16 @@ class _Tracing:
         tracemalloc.stop()
 
     def current(self) -> int:
+        """Bytes that are allocated now."""
         gc.collect()
         return tracemalloc.get_traced_memory()[0] - self._before
 
+    def reset_peak(self) -> None:
+        """Forget the peak so far."""
+        tracemalloc.reset_peak()
+
     def peak(self) -> int:
+        """The most bytes that were allocated at once."""
         return tracemalloc.get_traced_memory()[1] - self._before
 
 

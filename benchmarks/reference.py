@@ -7,7 +7,7 @@ import importlib.util
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,27 @@ class Reference:
         wrapper = self._module.InfoBatch(range(len(scores)), num_epochs=10**9)
         wrapper.scores.copy_(scores)
         return wrapper
+
+    def distributed(self, dataset: Any, num_epochs: int) -> Any:
+        """Its wrapper around a real data set; inside a process group its sampler shards."""
+        return self._module.InfoBatch(dataset, num_epochs=num_epochs, delta=1.0)
+
+    def loader(self, loader: Any) -> Iterable[Any]:
+        """That data set's batches (inputs, labels), with its patch of all loaders switched on."""
+        return _Patched(loader, self._module.info_hack_indices)
+
+
+class _Patched:
+    def __init__(self, loader: Any, patch: Any) -> None:
+        self._loader, self._patch = loader, patch
+
+    def __iter__(self) -> Iterator[Any]:
+        kept = dataloader._BaseDataLoaderIter.__next__
+        dataloader._BaseDataLoaderIter.__next__ = self._patch  # type: ignore[method-assign]
+        try:
+            yield from self._loader
+        finally:
+            dataloader._BaseDataLoaderIter.__next__ = kept  # type: ignore[method-assign]
 
 
 def one_pass(sampler: Any) -> Iterator[int]:
