@@ -54,7 +54,7 @@ class Ours:
         pruner = self.pruner
         pruner.load_state_dict(self._before)
         # A sharded pruner plans when the epoch before ends, and has its plan in its state.
-        pruner._plan = pruner._share = pruner._counts = None
+        pruner._plan = pruner._share = None
         return pruner
 
     def plan(self) -> float:

@@ -20,8 +20,6 @@ from infobatch.errors import (
     LossError,
     MisalignedUpdateError,
     NonFiniteLossWarning,
-    PolicyError,
-    SamplerError,
     StateError,
 )
 from infobatch.exchange import (
@@ -39,19 +37,18 @@ from infobatch.exchange import (
     plan_digest,
 )
 from infobatch.history import EpochRecord, LossTally
-from infobatch.plan import EpochPlan, Shard, Share, selection_rng, shuffled
+from infobatch.plan import EpochPlan, Share
+from infobatch.planner import Planner
 from infobatch.policies import (
     MeanThreshold,
     Policy,
     QuantileThresholds,
-    Selection,
     ShardedPolicy,
 )
 from infobatch.policies.infobatch import normalise_quantiles
 from infobatch.rescale import Reduction, check_indices, check_losses, rescale
 from infobatch.sampler import Ledger, LoaderFacts, PlanSampler
 from infobatch.schedule import pruned_epochs
-from infobatch.scores import ScoreTable
 from infobatch.state import Snapshot, describe_policy
 from infobatch.streams import StreamFilter
 from infobatch.validation import check_fraction, check_int
@@ -126,19 +123,24 @@ class DataPruner:
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, at_least=0)
         self.score_ema = check_fraction("score_ema", score_ema, below_one=True)
         self.sampler = PlanSampler(self._begin, self._remaining, self._set_epoch, self._has_begun)
-        self._order_source = _checked_sampler(sampler)
-        self._pruned_epochs = pruned_epochs(self.num_epochs, self.delta, self.warmup_epochs)
         self.sharded = bool(sharded)
         self._check_sharded(sampler)
         self._ranks = Ranks(process_group, rank, world_size)
-        self._world: World | None = None  # as it was when the share was made
-        self._shard: Shard | None = None
-        self._scores: ScoreTable | None = None
+        self._planner = Planner(
+            self.num_samples,
+            policy,
+            pruned_epochs=pruned_epochs(self.num_epochs, self.delta, self.warmup_epochs),
+            seed=self.seed,
+            order_source=_checked_sampler(sampler),
+            sharded=self.sharded,
+            score_ema=self.score_ema,
+            ranks=self._ranks,
+        )
         self._history: list[EpochRecord] = []
         self._epoch = 0
         self._plan: EpochPlan | None = None
-        self._counts: NDArray[np.int64] | None = None  # sharded: length of each rank's plan
         self._share: Share | None = None
+        self._world: World | None = None  # as it was when the share was made
         self._start = 0  # plan position at which an iteration begins: above 0 after a resume
         self._position = 0  # position in the share of the next loss
         self._tally = LossTally()
@@ -263,7 +265,7 @@ class DataPruner:
                 f"more than twice as many samples have come as epoch {self._epoch} was planned "
                 "with; call pruner.end_epoch() after each loop over the stream"
             )
-        rows = self._own_shard.rows(ids)
+        rows = self._planner.shard.rows(ids)
         weights = share.plan.selection.weights_of(np.maximum(rows, 0))
         if not bool((weights[rows >= 0] > 0).all() and (rows >= 0).all()):
             pruned = ids[(weights == 0) | (rows < 0)][:5].tolist()
@@ -330,18 +332,8 @@ class DataPruner:
         The same on every rank, which trains on its `share` of it; under `sharded=True` that of
         the rank's own samples.
         """
-        if self._plan is None:
-            own_order = self._order_source is not None
-            order, shard = self._unpruned_order(), self._own_shard
-            plan = EpochPlan.build(
-                self._epoch, self._select(), order, shard=shard, own_order=own_order
-            )
-            if len(plan) == 0:
-                raise PolicyError(
-                    f"{self.policy!r} keeps none of the samples of epoch {self._epoch}; a policy "
-                    "must keep at least one"
-                )
-            self._plan = plan
+        if self._plan is None or self._plan.shard != self._planner.shard:
+            self._plan = self._planner.plan(self._epoch, self._meet_to_plan)
         return self._plan
 
     @property
@@ -349,11 +341,7 @@ class DataPruner:
         """What this rank trains on of the plan, in its order; all of it in one process."""
         world = self._ranks.world()
         if self._share is None or (world != self._world and self._position == 0):
-            if self.sharded:
-                plan = self.plan
-                self._share = Share.of_own_plan(plan, self._start, world.rank, self._own_counts())
-            else:
-                self._share = Share.of_common_plan(self.plan, self._start, world.rank, world.size)
+            self._share = self._planner.share(self.plan, self._start, world, self._meet_to_plan)
             self._world, self._has_met = world, self._has_met and world == self._world
         elif world != self._world:
             raise DistributedError(
@@ -361,20 +349,6 @@ class DataPruner:
                 "initialise or leave the process group between epochs"
             )
         return self._share
-
-    def _own_counts(self) -> NDArray[np.int64]:
-        """Sharded: how many samples every rank has left of this epoch."""
-        plan, world = self.plan, self._ranks.world()
-        if self._counts is None:
-            if plan.selection.is_full and self._start == 0:
-                shards = (Shard(rank, world.size, self.num_samples) for rank in range(world.size))
-                self._counts = np.array([len(shard) for shard in shards])
-            else:
-                self._counts = np.array([len(plan) - self._start], dtype=np.int64)
-                if world.size > 1:
-                    parts = self._meet(PLANNING).all_gather(self._counts)
-                    self._counts = np.concatenate([part.view(np.int64) for part in parts])
-        return self._counts
 
     @property
     def _is_stream(self) -> bool:
@@ -408,75 +382,6 @@ class DataPruner:
             self._filter = StreamFilter(self.num_samples)
             self._filter.set_plan(self.plan)
         return self._filter
-
-    @property
-    def _own_shard(self) -> Shard:
-        """The samples whose scores this process keeps."""
-        if self._shard is None or (self.sharded and self._shard != self._shard_now()):
-            shard = self._shard_now()
-            if self._epoch > 0 or self._position > 0:
-                raise DistributedError(
-                    f"this rank has the scores of {self._shard}, but it is {self._ranks.world()} "
-                    "now; initialise the process group before training"
-                )
-            self._scores = self._plan = None
-            if self.num_samples < shard.count:  # on every rank alike
-                raise DistributedError(
-                    f"sharded=True needs at least one sample for each rank, but there are "
-                    f"{self.num_samples} for {shard.count} ranks; use sharded=False"
-                )
-            self._shard = shard
-        return self._shard
-
-    def _shard_now(self) -> Shard:
-        world = self._ranks.world() if self.sharded else World()
-        return Shard(world.rank, world.size, self.num_samples)
-
-    @property
-    def _table(self) -> ScoreTable:
-        shard = self._own_shard
-        if self._scores is None:
-            self._scores = ScoreTable(len(shard), ema=self.score_ema)
-        return self._scores
-
-    def _select(self) -> Selection:
-        num_rows = len(self._own_shard)
-        if self._epoch not in self._pruned_epochs:
-            return Selection.full(num_rows)
-        scores = self._table.values.view()
-        scores.flags.writeable = False
-        rng = selection_rng(self.seed, self._epoch, self._own_shard.index)
-        if self.sharded and isinstance(self.policy, ShardedPolicy):
-            summary = self.policy.summarise(scores)
-            if self._ranks.world().size > 1:
-                parts = self._meet(PLANNING).all_gather(summary)
-                summary = np.sum([part.view(np.float64) for part in parts], axis=0)
-            selection = self.policy.select_with(scores, summary, self._epoch, rng)
-        else:
-            selection = self.policy.select(scores, self._epoch, rng)
-        if not isinstance(selection, Selection) or len(selection) != num_rows:
-            size = f" of {len(selection)} samples" if isinstance(selection, Selection) else ""
-            raise PolicyError(
-                f"{type(self.policy).__name__}.select must return a Selection of all "
-                f"{num_rows} samples, got {type(selection).__name__}{size}"
-            )
-        return selection
-
-    def _unpruned_order(self) -> NDArray[np.int64]:
-        if self._order_source is None:
-            shard = self._own_shard
-            return shuffled(len(shard), self.seed, self._epoch, shard.index)
-        set_epoch = getattr(self._order_source, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(self._epoch)
-        order = np.fromiter(self._order_source, dtype=np.int64)
-        if len(order) == 0 or order.min() < 0 or order.max() >= self.num_samples:
-            span = f"{order.min()} to {order.max()}" if len(order) else "nothing"
-            raise SamplerError(
-                f"the sampler must yield indices 0 to {self.num_samples - 1}, got {span}; it must "
-                "be one that can be iterated once per epoch"
-            )
-        return order
 
     def _begin(self, loader: LoaderFacts) -> Iterator[int]:
         """Start the epoch that is due, or start it again; called by the sampler."""
@@ -554,7 +459,7 @@ class DataPruner:
             )
         )
         self._epoch += 1
-        self._plan = self._counts = self._share = None
+        self._plan = self._share = None
         self._start = self._position = 0
         self._earlier, self._ledger = self._ledger, None  # a loss more than planned is an error
         self._tally = LossTally()
@@ -594,7 +499,7 @@ class DataPruner:
         scores: NDArray[np.float32],
         batches: list[int],
     ) -> None:
-        self._table.record(rows, scores)
+        self._planner.table.record(rows, scores)
         self._tally.add(losses, scores, batches)
 
     # ------------------------------------------------------------------ ranks
@@ -621,6 +526,9 @@ class DataPruner:
         meeting = meet(self._ranks, world, self._settings(), header, uneven=self._is_stream)
         self._has_met = True
         return meeting
+
+    def _meet_to_plan(self) -> Meeting:
+        return self._meet(PLANNING)
 
     def _bring_together(self, occasion: int) -> tuple[int, int, float]:
         """Make the losses of all ranks known to all; a collective operation.
@@ -687,7 +595,7 @@ class DataPruner:
         Under `sharded=True` (n,), of the samples rank, rank + world_size, ... that this rank owns.
         """
         self._flush()
-        return torch.from_numpy(self._table.values.copy())
+        return torch.from_numpy(self._planner.table.values.copy())
 
     @property
     def history(self) -> list[EpochRecord]:
@@ -734,7 +642,7 @@ class DataPruner:
             "policy": describe_policy(self.policy),
             "delta": self.delta,
             "seed": self.seed,
-            "own_sampler": self._order_source is not None,
+            "own_sampler": self._planner.order_source is not None,
             "warmup_epochs": self.warmup_epochs,
             "score_ema": self.score_ema,
             "sharded": self.sharded,
@@ -764,11 +672,11 @@ class DataPruner:
         snapshot = Snapshot(
             epoch=self._epoch,
             position=self._plan_position,
-            scores=self._table.values,
+            scores=self._planner.table.values,
             plan=self._plan,
             tally=self._tally,
             history=self._history,
-            shard=self._own_shard,
+            shard=self._planner.shard,
         )
         return snapshot.pack(self._settings())
 
@@ -791,7 +699,7 @@ class DataPruner:
         Raises:
             StateError: it does not fit; the reason is named, and nothing has been changed.
         """
-        shard = self._shard_now()
+        shard = self._planner.shard_now()
         if self.sharded and not isinstance(state, Mapping) and isinstance(state, Iterable):
             saved = Snapshot.merge(state, self._settings(), shard)
         else:
@@ -802,12 +710,11 @@ class DataPruner:
                 f"rank {shard.index} of {shard.count}; pass the states of all ranks, as a list "
                 "or a generator"
             )
-        self._shard, self._scores = shard, ScoreTable(len(shard), ema=self.score_ema)
-        self._scores.values = saved.scores
+        self._planner.restore(shard, saved.scores)
         self._epoch, self._plan = saved.epoch, saved.plan
         self._start, self._position = saved.position, 0
         self._tally, self._history = saved.tally, saved.history
-        self._share = self._counts = None
+        self._share = None
         self._pending, self._has_met = PendingLosses(), False
         self._buffer = self._ledger = self._earlier = self._superseded = None
         if self._filter is not None and self._epoch < self.num_epochs:
@@ -823,7 +730,7 @@ class DataPruner:
             )
         members = self.__dict__.copy()
         members.update(_ledger=None, _earlier=None, _superseded=None, _share=None, _has_met=False)
-        members.update(_start=self._plan_position, _position=0, _counts=None)
+        members.update(_start=self._plan_position, _position=0)
         return members
 
 

@@ -1,0 +1,163 @@
+"""Planner: from the scores, the policy and the seed to an epoch's plan and this rank's share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch.distributed import Ranks, World
+from infobatch.errors import DistributedError, PolicyError, SamplerError
+from infobatch.exchange import Meeting
+from infobatch.plan import EpochPlan, Shard, Share, selection_rng, shuffled
+from infobatch.policies import Policy, Selection, ShardedPolicy
+from infobatch.scores import FloatArray, ScoreTable
+
+Meet = Callable[[], Meeting]
+
+
+@dataclass
+class Planner:
+    """Holds the scores, and plans any epoch from them.
+
+    Attributes:
+        num_samples: N.
+        policy: decides what a pruned epoch keeps.
+        pruned_epochs: those that the policy is asked for; the others use the full data.
+        seed: of orders and of the policy's draws.
+        order_source: the user's own sampler, if there is one.
+        sharded: whether this rank plans for the samples that it owns, and no others.
+        score_ema: of the score table.
+        ranks: those that share the data set.
+    """
+
+    num_samples: int
+    policy: Policy
+    pruned_epochs: range
+    seed: int
+    order_source: Iterable[int] | None
+    sharded: bool
+    score_ema: float
+    ranks: Ranks
+    _shard: Shard | None = field(default=None, init=False)
+    _table: ScoreTable | None = field(default=None, init=False)
+
+    # ------------------------------------------------------------------ scores
+
+    @property
+    def shard(self) -> Shard:
+        """The samples whose scores this process keeps: all of them, unless sharded.
+
+        Raises:
+            DistributedError: there is less than a sample for each rank, or the process has
+                become another rank since scores came.
+        """
+        now = self.shard_now()
+        if self._shard is None or self._shard != now:
+            if self._table is not None and not bool(np.isnan(self._table.values).all()):
+                raise DistributedError(
+                    f"this rank has the scores of {self._shard}, but it is {self.ranks.world()} "
+                    "now; initialise the process group before training"
+                )
+            if self.num_samples < now.count:  # on every rank alike
+                raise DistributedError(
+                    f"sharded=True needs at least one sample for each rank, but there are "
+                    f"{self.num_samples} for {now.count} ranks; use sharded=False"
+                )
+            self._shard, self._table = now, None
+        return self._shard
+
+    def shard_now(self) -> Shard:
+        """The shard that goes with this process's rank as it is now."""
+        world = self.ranks.world() if self.sharded else World()
+        return Shard(world.rank, world.size, self.num_samples)
+
+    @property
+    def table(self) -> ScoreTable:
+        """The scores of the samples in `shard`."""
+        shard = self.shard
+        if self._table is None:
+            self._table = ScoreTable(len(shard), ema=self.score_ema)
+        return self._table
+
+    def restore(self, shard: Shard, scores: FloatArray) -> None:
+        """Take over the scores (n,) of a shard from a saved state."""
+        self._shard, self._table = shard, ScoreTable(len(shard), ema=self.score_ema)
+        self._table.values = scores
+
+    # ------------------------------------------------------------------ plan and share
+
+    def plan(self, epoch: int, meet: Meet) -> EpochPlan:
+        """Plan an epoch. A collective operation if sharded over several ranks and pruned.
+
+        Args:
+            epoch: 0-based.
+            meet: finds out whether all ranks are here, before they talk.
+
+        Raises:
+            PolicyError, SamplerError: the policy or the user's sampler gave something unusable.
+        """
+        shard, own_order = self.shard, self.order_source is not None
+        order = self._unpruned_order(epoch)
+        selection = self._select(epoch, meet)
+        plan = EpochPlan.build(epoch, selection, order, shard=shard, own_order=own_order)
+        if len(plan) == 0:
+            raise PolicyError(
+                f"{self.policy!r} keeps none of the samples of epoch {epoch}; a policy must keep "
+                "at least one"
+            )
+        return plan
+
+    def share(self, plan: EpochPlan, start: int, world: World, meet: Meet) -> Share:
+        """This rank's share of a plan, from a plan position on. Collective as `plan` is."""
+        if not self.sharded:
+            return Share.of_common_plan(plan, start, world.rank, world.size)
+        if plan.selection.is_full and start == 0:
+            shards = (Shard(rank, world.size, self.num_samples) for rank in range(world.size))
+            counts = np.array([len(shard) for shard in shards])
+        else:
+            counts = np.array([len(plan) - start], dtype=np.int64)
+            if world.size > 1:
+                parts = meet().all_gather(counts)
+                counts = np.concatenate([part.view(np.int64) for part in parts])
+        return Share.of_own_plan(plan, start, world.rank, counts)
+
+    def _select(self, epoch: int, meet: Meet) -> Selection:
+        num_rows = len(self.shard)
+        if epoch not in self.pruned_epochs:
+            return Selection.full(num_rows)
+        scores = self.table.values.view()
+        scores.flags.writeable = False
+        rng = selection_rng(self.seed, epoch, self.shard.index)
+        if self.sharded and isinstance(self.policy, ShardedPolicy):
+            summary = self.policy.summarise(scores)
+            if self.ranks.world().size > 1:
+                parts = meet().all_gather(summary)
+                summary = np.sum([part.view(np.float64) for part in parts], axis=0)
+            selection = self.policy.select_with(scores, summary, epoch, rng)
+        else:
+            selection = self.policy.select(scores, epoch, rng)
+        if not isinstance(selection, Selection) or len(selection) != num_rows:
+            size = f" of {len(selection)} samples" if isinstance(selection, Selection) else ""
+            raise PolicyError(
+                f"{type(self.policy).__name__}.select must return a Selection of all "
+                f"{num_rows} samples, got {type(selection).__name__}{size}"
+            )
+        return selection
+
+    def _unpruned_order(self, epoch: int) -> NDArray[np.int64]:
+        if self.order_source is None:
+            return shuffled(len(self.shard), self.seed, epoch, self.shard.index)
+        set_epoch = getattr(self.order_source, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        order = np.fromiter(self.order_source, dtype=np.int64)
+        if len(order) == 0 or order.min() < 0 or order.max() >= self.num_samples:
+            span = f"{order.min()} to {order.max()}" if len(order) else "nothing"
+            raise SamplerError(
+                f"the sampler must yield indices 0 to {self.num_samples - 1}, got {span}; it must "
+                "be one that can be iterated once per epoch"
+            )
+        return order
