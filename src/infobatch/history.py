@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from infobatch.scores import FloatArray
+
+_BLOCK = 1 << 16  # losses that are summed at a time
 
 
 @dataclass(frozen=True)
@@ -60,24 +62,34 @@ class LossTally:
         if len(losses) == 0:
             return
         self.trained += len(losses)
-        starts = np.cumsum([0, *batches[:-1]])
-        with np.errstate(invalid="ignore"):
-            sums = np.add.reduceat(losses, starts, dtype=np.float64)
+        sums = _batch_sums(losses, batches)
         if scores is losses and np.isfinite(sums).all():  # the common case, at a quarter the cost
             self.loss_count += len(losses)
-            self._add_sums(sums)
-            return
-        finite = np.isfinite(losses)
-        self.non_finite += int(np.count_nonzero(~(finite & np.isfinite(scores))))
-        self.loss_count += int(np.count_nonzero(finite))
-        known = np.where(finite, losses, np.float32(0.0))
-        self._add_sums(np.add.reduceat(known, starts, dtype=np.float64))
-
-    def _add_sums(self, batch_sums: NDArray[np.float64]) -> None:
-        for batch_sum in batch_sums.tolist():
+        else:
+            finite = np.isfinite(losses)
+            self.non_finite += int(np.count_nonzero(~(finite & np.isfinite(scores))))
+            self.loss_count += int(np.count_nonzero(finite))
+            sums = _batch_sums(np.where(finite, losses, np.float32(0.0)), batches)
+        for batch_sum in sums:
             self.loss_sum += batch_sum
 
     @property
     def mean_loss(self) -> float:
         """Mean of the finite losses, NaN if there was none."""
         return self.loss_sum / self.loss_count if self.loss_count else float("nan")
+
+
+def _batch_sums(losses: FloatArray, batches: list[int]) -> list[float]:
+    """Float64 sum of each batch; a batch's sum does not depend on what stands beside it."""
+    sums: list[float] = []
+    start = 0
+    for size, group in itertools.groupby(batches):
+        left = sum(1 for _ in group)
+        while left:
+            count = min(left, max(1, _BLOCK // size))
+            block = losses[start : start + count * size].astype(np.float64)
+            with np.errstate(invalid="ignore"):  # inf - inf
+                sums += block.reshape(count, size).sum(axis=1).tolist()
+            start += count * size
+            left -= count
+    return sums

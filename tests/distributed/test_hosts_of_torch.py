@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tests.distributed.support import in_threads, launch, results_of
 from tests.distributed.test_equivalence import EPOCHS, Points, model_of
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -144,6 +145,26 @@ def test_torch_compile_of_the_model_and_of_the_step(what):
     assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
     assert repr(found[2]) == repr(expected[2])
+
+
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf")
+def test_a_compiled_step_is_compiled_around_update_and_not_anew_as_the_epoch_goes_on():
+    torch._dynamo.reset()
+    pruner, model, counter = InfoBatch(N, EPOCHS), model_of(), CompileCounter()
+
+    @torch.compile(backend=counter)
+    def step(inputs, labels):
+        losses = F.cross_entropy(model(inputs.double()), labels, reduction="none")
+        return 2 * pruner.update(losses)
+
+    loader = DataLoader(Points(N), BATCH, sampler=pruner.sampler)
+    frames = []
+    for _ in range(EPOCHS):
+        for inputs, labels, _ in loader:
+            step(inputs, labels).backward()
+        frames.append(counter.frame_count)
+    assert frames[0] >= 2  # before update, and behind it
+    assert frames[-1] <= 6  # once more where the size of the last batch differs
 
 
 def compiled_ddp(rank):

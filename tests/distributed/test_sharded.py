@@ -136,6 +136,18 @@ def test_sharded_pruning_is_unbiased():
     assert abs(mean[below].mean() - 1.0) < 1e-9  # exact in total
 
 
+def test_ranks_draw_independently_of_each_other():
+    def of_rank(group):
+        pruner = InfoBatch(4000, 2, delta=1.0, sharded=True, process_group=group)
+        seen = train(pruner, epochs=2)
+        return [[i // 2 for ids, _ in epoch for i in ids] for epoch in seen]
+
+    (order, kept), (other_order, other_kept) = in_threads(2, of_rank)
+    assert order != other_order
+    both, mine = set(kept) & set(other_kept), set(kept)
+    assert len(both) < 0.95 * len(mine)
+
+
 def test_memory_of_a_rank_is_that_of_its_own_samples():
     def of_rank(group):
         pruner = InfoBatch(80_000, 2, sharded=True, process_group=group)
@@ -223,6 +235,9 @@ def test_the_states_of_all_ranks_load_into_another_number_of_ranks(saved, loaded
     ]
     if stop is not None:
         assert sorted(counted) == sorted(planned)  # none lost, none repeated
+        steps = [*(last for _, _, last in before), *(seen[0] for seen, _, _ in after)]
+        weight = sum(sum(weights) for part in steps for _, weights in part)
+        assert weight == pytest.approx(num_samples)
     for _, history, _ in after:
         assert repr(history) == repr(after[0][1])
         assert [record.total for record in history] == [num_samples] * EPOCHS
