@@ -4,7 +4,7 @@ Unbiased dynamic data pruning for PyTorch, after Qin et al., InfoBatch, ICLR 202
 (arXiv 2303.04947).
 """
 
-from infobatch import errors, losses, policies, schedule
+from infobatch import distributed, errors, losses, policies, schedule
 from infobatch.history import EpochRecord
 from infobatch.pruner import DataPruner, InfoBatch
 
@@ -15,6 +15,7 @@ __all__ = [
     "EpochRecord",
     "InfoBatch",
     "__version__",
+    "distributed",
     "errors",
     "losses",
     "policies",

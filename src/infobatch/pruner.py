@@ -187,7 +187,8 @@ class DataPruner:
                 sampler's order or forms batches of its own. Not needed otherwise; it costs a
                 look-up and, on an accelerator, a synchronisation.
             reduction: "mean" gives sum(weight * loss) / B, "sum" the sum, "none" the rescaled
-                losses (B,).
+                losses (B,). Where a rank has padding, which weighs 0, "mean" divides by the
+                mean number over ranks of samples that count; otherwise the division is yours.
 
         Returns:
             A new tensor of the losses' dtype and device, with exact gradients.
@@ -196,6 +197,8 @@ class DataPruner:
             LossError: `losses` or `scores` are not (B,) floats; the message says what to write.
             MisalignedUpdateError: the losses are not those of the next planned samples.
             EpochError: all `num_epochs` epochs are over.
+            DistributedError: in the first update of a run and the last of an epoch: the ranks
+                do not agree, or one did not come.
         """
         check_losses("losses", losses)
         if scores is not None:
