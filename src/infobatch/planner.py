@@ -50,17 +50,11 @@ class Planner:
     def shard(self) -> Shard:
         """The samples whose scores this process keeps: all of them, unless sharded.
 
-        Raises:
-            DistributedError: there is less than a sample for each rank, or the process has
-                become another rank since scores came.
+        It is decided when first asked for, and then again as long as no score has come: hosts
+        initialise process groups late.
         """
         now = self.shard_now()
-        if self._shard is None or self._shard != now:
-            if self._table is not None and not bool(np.isnan(self._table.values).all()):
-                raise DistributedError(
-                    f"this rank has the scores of {self._shard}, but it is {self.ranks.world()} "
-                    "now; initialise the process group before training"
-                )
+        if self._shard is None or (now != self._shard and not self._has_scores()):
             if self.num_samples < now.count:  # on every rank alike
                 raise DistributedError(
                     f"sharded=True needs at least one sample for each rank, but there are "
@@ -68,6 +62,16 @@ class Planner:
                 )
             self._shard, self._table = now, None
         return self._shard
+
+    def _has_scores(self) -> bool:
+        return self._table is not None and not bool(np.isnan(self._table.values).all())
+
+    def _check_rank(self) -> None:
+        if self.shard != self.shard_now():
+            raise DistributedError(
+                f"this rank has the scores of {self.shard}, but it is {self.ranks.world()} now; "
+                "initialise the process group before training"
+            )
 
     def shard_now(self) -> Shard:
         """The shard that goes with this process's rank as it is now."""
@@ -98,7 +102,9 @@ class Planner:
 
         Raises:
             PolicyError, SamplerError: the policy or the user's sampler gave something unusable.
+            DistributedError: this process has the scores of another rank.
         """
+        self._check_rank()
         shard, own_order = self.shard, self.order_source is not None
         order = self._unpruned_order(epoch)
         selection = self._select(epoch, meet)

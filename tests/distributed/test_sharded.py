@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tests.distributed.support import in_threads, results_of
 from torch.utils.data import DataLoader
 
@@ -155,6 +156,24 @@ def test_memory_of_a_rank_is_that_of_its_own_samples():
         return len(pruner.scores), len(pruner.plan), state["scores"].numel(), state["level"].numel()
 
     assert in_threads(8, of_rank) == [(10_000,) * 4] * 8
+
+
+def alone_in_the_end(rank):
+    pruner = InfoBatch(103, EPOCHS, sharded=True)
+    early = pruner.scores.shape, len(pruner.plan)
+    train(pruner, epochs=2)
+    expected = pruner.scores
+    dist.destroy_process_group()
+    assert torch.equal(pruner.scores, expected)
+    pruner.state_dict()
+    with pytest.raises(DistributedError, match="initialise the process group before training"):
+        train(pruner, epochs=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return early
+
+
+def test_scores_can_be_read_after_the_group_has_gone_but_training_cannot_go_on():
+    assert results_of(2, alone_in_the_end) == [((52,), 52), ((51,), 51)]
 
 
 def one_rank(rank):
