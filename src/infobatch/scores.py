@@ -91,6 +91,7 @@ def finite_quantiles(scores: FloatArray, fractions: list[float]) -> list[float]:
     ]
 
 
+_BLOCK = 1 << 15
 _BIN_BITS = 16  # sign, exponent and the first 7 bits of the significand of a float32
 
 
@@ -157,6 +158,9 @@ def below(scores: FloatArray, threshold: float) -> NDArray[np.bool_]:
         bound = np.float32(threshold)
         if float(bound) < threshold:
             bound = np.nextafter(bound, np.float32(np.inf))
-    mask: NDArray[np.bool_] = scores < bound  # False for NaN
-    mask &= scores > -np.inf
+    mask = np.empty(len(scores), dtype=bool)
+    for start in range(0, len(scores), _BLOCK):  # in pieces that stay in the cache
+        part = scores[start : start + _BLOCK]
+        np.less(part, bound, out=mask[start : start + _BLOCK])  # False for NaN
+        mask[start : start + _BLOCK] &= part > -np.inf
     return mask

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK = 1 << 16  # samples looked at in one go: their masks stay in the cache
+
 
 def thin(
     pool: NDArray[np.bool_], keep_ratio: float, rng: np.random.Generator
@@ -36,12 +38,37 @@ def thin(
     drop = members - keep
     if drop == 0:
         return np.zeros_like(pool), 1.0
-    coins = rng.integers(0, 1 << 16, size=len(pool), dtype=np.uint16)
-    dropped: NDArray[np.bool_] = coins < np.uint16(min((1 << 16) - 1, (drop << 16) // members))
-    dropped &= pool
+    limit = np.uint16(min((1 << 16) - 1, (drop << 16) // members))
+    dropped: NDArray[np.bool_] = np.empty(len(pool), dtype=bool)
+    for start in range(0, len(pool), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        coins = rng.integers(0, 1 << 16, size=len(pool[block]), dtype=np.uint16)
+        np.less(coins, limit, out=dropped[block])
+        dropped[block] &= pool[block]
     surplus = int(np.count_nonzero(dropped)) - drop
     if surplus:
-        candidates = np.flatnonzero(dropped if surplus > 0 else pool & ~dropped)
-        flip = rng.choice(len(candidates), size=abs(surplus), replace=False, shuffle=False)
-        dropped[candidates[flip]] = surplus < 0
+        _flip(dropped, pool if surplus < 0 else None, abs(surplus), rng)
     return dropped, members / keep
+
+
+def _flip(
+    dropped: NDArray[np.bool_],
+    pool: NDArray[np.bool_] | None,
+    count: int,
+    rng: np.random.Generator,
+) -> None:
+    """Put so many of the dropped ones back, or drop so many more of the pool where it is given."""
+
+    def candidates(number: int) -> NDArray[np.bool_]:
+        block = slice(number * _BLOCK, (number + 1) * _BLOCK)
+        return dropped[block] if pool is None else pool[block] & ~dropped[block]
+
+    blocks = range(-(-len(dropped) // _BLOCK))
+    ends = np.cumsum([np.count_nonzero(candidates(number)) for number in blocks])
+    ranks = np.sort(rng.choice(int(ends[-1]), size=count, replace=False, shuffle=False))
+    splits = np.searchsorted(ranks, ends)
+    for number, first, last in zip(blocks, [0, *splits[:-1]], splits, strict=True):
+        if first < last:
+            before = ends[number - 1] if number else 0
+            places = np.flatnonzero(candidates(number))[ranks[first:last] - before]
+            dropped[number * _BLOCK + places] = pool is not None
