@@ -212,9 +212,7 @@ class DataPruner:
             self._check_due(count)
         else:
             self._check_not_over()
-        share = self.share if self._share is None else self._share
-        if share.is_one_of_several and not self._has_met:
-            self._meet(FIRST_UPDATE)
+        share = self._share_met()
         divisor = None
         if indices is None:
             weights = self._take_in_order(losses, scores)
@@ -239,10 +237,18 @@ class DataPruner:
         """
         batch_size = check_int("batch_size", batch_size, at_least=1)
         self._check_due(batch_size)
+        self._share_met()
         if self._exchanges:
             self._flush()
             self._pending.skip(batch_size)
         self._advance(batch_size)
+
+    def _share_met(self) -> Share:
+        """This rank's share; the ranks have made sure, once, that they agree on what is shared."""
+        share = self.share if self._share is None else self._share
+        if share.is_one_of_several and not self._has_met:
+            self._meet(FIRST_UPDATE)
+        return share
 
     def _take_in_order(self, losses: Tensor, scores: Tensor | None) -> Tensor | None:
         buffer = self._buffer

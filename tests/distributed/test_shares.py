@@ -131,12 +131,13 @@ def test_a_step_is_the_mean_over_the_samples_that_count(world_size, num_samples)
         np.testing.assert_allclose(means, alone[epoch], rtol=1e-12)
 
 
-def test_scores_of_ones_own_and_skipped_batches_reach_all_ranks():
+@pytest.mark.parametrize("skipped_step", [0, 1, 3])
+def test_scores_of_ones_own_and_skipped_batches_reach_all_ranks(skipped_step):
     def of_rank(group):
         pruner = InfoBatch(40, 2, process_group=group)
         loader = DataLoader(torch.arange(40), 5, sampler=pruner.sampler)
         for step, ids in enumerate(loader):
-            if step == 1 and group.rank == 1:
+            if step == skipped_step and group.rank == 1:
                 skipped = ids.tolist()
                 pruner.skip(len(ids))
             else:
