@@ -21,12 +21,18 @@ from infobatch.errors import DistributedError
 from infobatch.plan import EpochPlan, IndexArray
 from infobatch.scores import FloatArray
 
-_PROTOCOL = 1
+_PROTOCOL = 2
 _PLANNED, NO_LOSS = -1, -2  # in place of a row: the planned one; none at all
 _DIGEST_SAMPLES = 1 << 16
 
-OCCASIONS = ("the first update", "the end of an epoch", "synchronize()", "the planning of an epoch")
-FIRST_UPDATE, EPOCH_END, SYNCHRONIZE, PLANNING = range(4)
+OCCASIONS = (
+    "the first update",
+    "the end of an epoch",
+    "synchronize()",
+    "the planning of an epoch",
+    "rescore()",
+)
+FIRST_UPDATE, EPOCH_END, SYNCHRONIZE, PLANNING, RESCORE = range(5)
 
 
 @dataclass
@@ -258,6 +264,27 @@ def gather_losses(
     came = rows >= 0
     rows, kept_losses = rows[came], losses[came]
     return rows, kept_losses, scores[came] if with_scores else kept_losses, [len(rows)]
+
+
+def gather_rescored(
+    meeting: Meeting, rows: NDArray[np.int64], scores: FloatArray
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """The rows and scores that all ranks have from forward passes, rank after rank.
+
+    Args:
+        meeting: of all ranks; the headers count the scores of each.
+        rows: (M,) this rank's.
+        scores: (M,) of them.
+    """
+    counts = [header.count for header in meeting.headers]
+    fill = max(counts) - len(rows)
+    numbers = np.concatenate([rows, np.full(fill, NO_LOSS)]).view(np.uint8)
+    values = np.concatenate([scores, np.zeros(fill, np.float32)]).view(np.uint8)
+    parts = meeting.all_gather(np.concatenate([numbers, values]))
+    size = max(counts)
+    by_rank = list(zip(parts, counts, strict=True))
+    all_rows = np.concatenate([part[: 8 * size].view(np.int64)[:n] for part, n in by_rank])
+    return all_rows, np.concatenate([part[8 * size :].view(np.float32)[:n] for part, n in by_rank])
 
 
 def cut_batches(batches: list[int], length: int) -> list[int]:

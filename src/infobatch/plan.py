@@ -146,6 +146,13 @@ class EpochPlan:
         return torch.from_numpy(self.selection.weights_of(self.order))
 
     @property
+    def pruned(self) -> torch.Tensor:
+        """(N - S,) int64: the samples that the policy has left out of this epoch, ascending."""
+        rows = np.arange(len(self.selection))
+        left_out = rows[self.selection.weights_of(rows) == 0]
+        return torch.from_numpy(self.shard.ids(left_out).astype(np.int64))
+
+    @property
     def threshold(self) -> float:
         """The score below which samples may be pruned; NaN in an epoch that prunes nothing."""
         return self.selection.threshold

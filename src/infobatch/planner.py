@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from infobatch.distributed import Ranks, World
 from infobatch.errors import DistributedError, PolicyError, SamplerError
 from infobatch.exchange import Meeting
 from infobatch.plan import EpochPlan, Shard, Share, selection_rng, shuffled
-from infobatch.policies import Policy, Selection, ShardedPolicy
+from infobatch.policies import AnyPolicy, MemoryPolicy, Selection, ShardedPolicy
+from infobatch.policies.base import selection_of
 from infobatch.scores import FloatArray, ScoreTable
 
 Meet = Callable[[], Meeting]
@@ -26,6 +28,7 @@ class Planner:
         num_samples: N.
         policy: decides what a pruned epoch keeps.
         pruned_epochs: those that the policy is asked for; the others use the full data.
+        sizes: (num_epochs,) how many samples each epoch keeps, where a budget says it.
         seed: of orders and of the policy's draws.
         order_source: the user's own sampler, if there is one.
         sharded: whether this rank plans for the samples that it owns, and no others.
@@ -34,8 +37,9 @@ class Planner:
     """
 
     num_samples: int
-    policy: Policy
+    policy: AnyPolicy
     pruned_epochs: range
+    sizes: Sequence[int] | None
     seed: int
     order_source: Iterable[int] | None
     sharded: bool
@@ -43,6 +47,7 @@ class Planner:
     ranks: Ranks
     _shard: Shard | None = field(default=None, init=False)
     _table: ScoreTable | None = field(default=None, init=False)
+    _memory: dict[str, FloatArray] | None = field(default=None, init=False)
 
     # ------------------------------------------------------------------ scores
 
@@ -60,7 +65,7 @@ class Planner:
                     f"sharded=True needs at least one sample for each rank, but there are "
                     f"{self.num_samples} for {now.count} ranks; use sharded=False"
                 )
-            self._shard, self._table = now, None
+            self._shard, self._table, self._memory = now, None, None
         return self._shard
 
     def _has_scores(self) -> bool:
@@ -86,10 +91,34 @@ class Planner:
             self._table = ScoreTable(len(shard), ema=self.score_ema)
         return self._table
 
-    def restore(self, shard: Shard, scores: FloatArray) -> None:
-        """Take over the scores (n,) of a shard from a saved state."""
+    @property
+    def memory(self) -> dict[str, FloatArray]:
+        """What the policy remembers of the samples in `shard`, by column; empty for most."""
+        rows = len(self.shard)
+        if self._memory is None:
+            columns = self.policy.columns if isinstance(self.policy, MemoryPolicy) else {}
+            self._memory = {
+                name: np.full(rows, value, dtype=np.float32) for name, value in columns.items()
+            }
+        return self._memory
+
+    def record(
+        self,
+        rows: NDArray[np.integer[Any]],
+        scores: FloatArray,
+        batches: list[int],
+        *,
+        trained: bool = True,
+    ) -> None:
+        """Take in the newest scores (M,) of some rows, in the order in which they came."""
+        self.table.record(rows, scores)
+        if isinstance(self.policy, MemoryPolicy) and len(rows):
+            self.policy.remember(self.memory, rows, scores, batches, trained=trained)
+
+    def restore(self, shard: Shard, scores: FloatArray, memory: dict[str, FloatArray]) -> None:
+        """Take over the scores (n,) and the memory of a shard from a saved state."""
         self._shard, self._table = shard, ScoreTable(len(shard), ema=self.score_ema)
-        self._table.values = scores
+        self._table.values, self._memory = scores, memory
 
     # ------------------------------------------------------------------ plan and share
 
@@ -114,7 +143,30 @@ class Planner:
                 f"{self.policy!r} keeps none of the samples of epoch {epoch}; a policy must keep "
                 "at least one"
             )
+        self._check_size(plan)
         return plan
+
+    def _check_size(self, plan: EpochPlan) -> None:
+        keep = self.keep(plan.epoch)
+        if keep is None or len(plan) == keep:
+            return
+        if self.order_source is not None:
+            raise SamplerError(
+                f"budget= needs a sampler that yields each of the {self.num_samples} samples once, "
+                f"got one of {plan.total} of which {len(plan)} instead of {keep} are kept; to "
+                "train on a part of the data, build loader and pruner with "
+                "torch.utils.data.Subset"
+            )
+        raise PolicyError(
+            f"{self.policy!r} was to keep {keep} samples in epoch {plan.epoch}, but kept "
+            f"{len(plan)}"
+        )
+
+    def keep(self, epoch: int) -> int | None:
+        """How many of the samples in `shard` an epoch is to keep; None where no budget says it."""
+        if self.sizes is None:
+            return None
+        return len(range(self.shard.index, self.sizes[epoch], self.shard.count))
 
     def share(self, plan: EpochPlan, start: int, world: World, meet: Meet) -> Share:
         """This rank's share of a plan, from a plan position on. Collective as `plan` is."""
@@ -137,18 +189,24 @@ class Planner:
         scores = self.table.values.view()
         scores.flags.writeable = False
         rng = selection_rng(self.seed, epoch, self.shard.index)
-        if self.sharded and isinstance(self.policy, ShardedPolicy):
+        keep = self.keep(epoch)
+        if keep == 0:
+            raise PolicyError(
+                f"the budget leaves {self.sizes[epoch] if self.sizes else 0} samples in epoch "
+                f"{epoch}, fewer than there are ranks; use a larger budget"
+            )
+        if keep is None and self.sharded and isinstance(self.policy, ShardedPolicy):
             summary = self.policy.summarise(scores)
             if self.ranks.world().size > 1:
                 parts = meet().all_gather(summary)
                 summary = np.sum([part.view(np.float64) for part in parts], axis=0)
             selection = self.policy.select_with(scores, summary, epoch, rng)
         else:
-            selection = self.policy.select(scores, epoch, rng)
+            selection = selection_of(self.policy, self.memory, scores, keep, epoch, rng)
         if not isinstance(selection, Selection) or len(selection) != num_rows:
             size = f" of {len(selection)} samples" if isinstance(selection, Selection) else ""
             raise PolicyError(
-                f"{type(self.policy).__name__}.select must return a Selection of all "
+                f"{type(self.policy).__name__} must return a Selection of all "
                 f"{num_rows} samples, got {type(selection).__name__}{size}"
             )
         return selection

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from infobatch.buffer import LossBuffer
@@ -27,12 +28,14 @@ from infobatch.exchange import (
     FIRST_UPDATE,
     NO_LOSS,
     PLANNING,
+    RESCORE,
     SYNCHRONIZE,
     Header,
     Meeting,
     PendingLosses,
     cut_batches,
     gather_losses,
+    gather_rescored,
     meet,
     plan_digest,
 )
@@ -40,18 +43,25 @@ from infobatch.history import EpochRecord, LossTally
 from infobatch.plan import EpochPlan, Share
 from infobatch.planner import Planner
 from infobatch.policies import (
+    AnyPolicy,
+    BudgetThreshold,
+    ExactPolicy,
+    FullData,
     MeanThreshold,
-    Policy,
+    MemoryPolicy,
     QuantileThresholds,
     ShardedPolicy,
+    WithinGroups,
 )
+from infobatch.policies.base import is_exact, is_native, is_policy
+from infobatch.policies.groups import check_groups
 from infobatch.policies.infobatch import normalise_quantiles
 from infobatch.rescale import Reduction, check_indices, check_losses, rescale
 from infobatch.sampler import Ledger, LoaderFacts, PlanSampler
-from infobatch.schedule import pruned_epochs
+from infobatch.schedule import RatioSchedule, epoch_sizes, pruned_epochs
 from infobatch.state import Snapshot, describe_policy
 from infobatch.streams import StreamFilter
-from infobatch.validation import check_fraction, check_int
+from infobatch.validation import check_fraction, check_int, length
 
 
 class DataPruner:
@@ -81,6 +91,13 @@ class DataPruner:
         warmup_epochs: epochs at the start that use the full data, at least 0. While a sample
             has no score it is kept in any case.
         score_ema: a in [0, 1): a sample's score is a * score + (1 - a) * loss. 0: its last loss.
+        budget: what the whole run may cost, as a part of the num_epochs * N sample passes of the
+            full run, in (0, 1]; warm-up and annealing are included. It is met exactly, whatever
+            the losses are. The policy must be one that can be told how many samples to keep.
+        ratio_schedule: how the budget's saving is spread over the pruned epochs: "constant",
+            "rising", "falling", "cosine", or a function of the place among them, in (0, 1).
+        groups: (N,) integers, such as the labels: the policy is applied within each group, so that
+            small or easy classes are not pruned away; see `infobatch.policies.WithinGroups`.
         process_group: the ranks that share the data set, where they are not those of the default
             process group: a `torch.distributed` group, a one-dimensional `DeviceMesh`, or an
             `infobatch.distributed.Communicator`. Without any group the run has one process.
@@ -98,38 +115,39 @@ class DataPruner:
         self,
         dataset: Sized | SupportsIndex,
         num_epochs: int,
-        policy: Policy,
+        policy: AnyPolicy,
         *,
         delta: float = 0.875,
         seed: int = 0,
         sampler: Iterable[int] | None = None,
         warmup_epochs: int = 1,
         score_ema: float = 0.0,
+        budget: float | None = None,
+        ratio_schedule: RatioSchedule = "constant",
+        groups: ArrayLike | None = None,
         process_group: object = None,
         rank: int | None = None,
         world_size: int | None = None,
         sharded: bool = False,
     ) -> None:
-        self.num_samples = _length(dataset)
+        self.num_samples = length(dataset)
         self.num_epochs = check_int("num_epochs", num_epochs, at_least=1)
-        if not isinstance(policy, Policy) or isinstance(policy, type):
-            raise TypeError(
-                "policy must be an object with a method select(scores, epoch, rng), such as "
-                f"infobatch.policies.MeanThreshold(prune_ratio=0.5), got {policy!r}"
-            )
-        self.policy = policy
+        self.policy = _checked_policy(policy, budget, groups, self.num_samples)
         self.delta = check_fraction("delta", delta)
         self.seed = check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, at_least=0)
         self.score_ema = check_fraction("score_ema", score_ema, below_one=True)
         self.sampler = PlanSampler(self._begin, self._remaining, self._set_epoch, self._has_begun)
+        self.budget = budget if budget is None else check_fraction("budget", budget)
         self.sharded = bool(sharded)
         self._check_sharded(sampler)
         self._ranks = Ranks(process_group, rank, world_size)
+        pruned = pruned_epochs(self.num_epochs, self.delta, self.warmup_epochs)
         self._planner = Planner(
             self.num_samples,
-            policy,
-            pruned_epochs=pruned_epochs(self.num_epochs, self.delta, self.warmup_epochs),
+            self.policy,
+            pruned_epochs=pruned,
+            sizes=self._sizes(pruned, ratio_schedule),
             seed=self.seed,
             order_source=_checked_sampler(sampler),
             sharded=self.sharded,
@@ -160,11 +178,30 @@ class DataPruner:
                 "sharded=True shuffles each rank's own samples, so sampler= cannot be used; use "
                 "sharded=False, which plans the order of your sampler on every rank"
             )
-        if not isinstance(self.policy, ShardedPolicy):
+        if not isinstance(self.policy, ShardedPolicy if self.budget is None else ExactPolicy):
             raise TypeError(
-                f"sharded=True needs a policy with summarise and select_with (see "
-                f"infobatch.policies.ShardedPolicy), got {self.policy!r}"
+                "sharded=True needs a policy with summarise and select_with (see "
+                "infobatch.policies.ShardedPolicy), or, with budget=, one with select_exactly, "
+                f"got {self.policy!r}"
             )
+
+    def _sizes(self, pruned: range, ratio_schedule: RatioSchedule) -> list[int] | None:
+        """(num_epochs,) how many samples each epoch keeps, if there is a budget."""
+        if self.budget is None:
+            if ratio_schedule != "constant":
+                raise ValueError(
+                    "ratio_schedule spreads the saving of a budget; pass budget= with it"
+                )
+            return None
+        assert isinstance(self.policy, (ExactPolicy, MemoryPolicy))
+        return epoch_sizes(
+            self.num_samples,
+            self.num_epochs,
+            pruned,
+            self.budget,
+            min_keep=self.policy.min_keep(self.num_samples),
+            ratio_schedule=ratio_schedule,
+        )
 
     # ------------------------------------------------------------------ the training step
 
@@ -508,8 +545,53 @@ class DataPruner:
         scores: NDArray[np.float32],
         batches: list[int],
     ) -> None:
-        self._planner.table.record(rows, scores)
+        self._planner.record(rows, scores, batches)
         self._tally.add(losses, scores, batches)
+
+    def rescore(self, indices: Tensor | Sequence[int], scores: Tensor) -> None:
+        """Take in fresh scores of samples that were passed forward and not trained on.
+
+        For policies that look at what they have left out, between two epochs:
+
+            left_out = pruner.plan.pruned  # before the epoch
+            ...  # the epoch
+            pruner.rescore(left_out, losses_of(left_out))
+
+        A collective operation in a distributed run, where each rank passes what it has scored,
+        such as `left_out[rank::world_size]`.
+
+        Args:
+            indices: (M,) the samples' indices in the data set; M may be 0.
+            scores: (M,) float.
+
+        Raises:
+            LossError: not one number per index.
+            MisalignedUpdateError: within an epoch, or when the next one has been begun.
+            DistributedError: not all ranks are here.
+        """
+        ids = check_indices(indices, len(scores), self.num_samples)
+        if len(scores):
+            check_losses("scores", scores)
+        drawn = self._ledger is not None and self._ledger.handed_out > 0
+        if self._plan_position > 0 or drawn:
+            raise MisalignedUpdateError(
+                "rescore was called within an epoch; call it between two epochs: after the last "
+                "update of one, and before the loader is iterated for the next"
+            )
+        values = scores.detach().float().cpu().numpy()
+        rows = self._planner.shard.rows(ids)
+        if len(rows) and rows.min() < 0:
+            raise MisalignedUpdateError(
+                f"samples {ids[rows < 0][:5].tolist()} belong to other ranks; under sharded=True "
+                "rescore those of pruner.plan.pruned"
+            )
+        world = self._ranks.world()
+        if world.size > 1 and not self.sharded:
+            rows, values = gather_rescored(self._meet(RESCORE, count=len(rows)), rows, values)
+        self._planner.record(rows, values, [len(rows)], trained=False)
+        self._plan = self._share = None
+        if self.sharded:
+            _ = self.share  # planned now, where all ranks are: it takes a collective
 
     # ------------------------------------------------------------------ ranks
 
@@ -518,7 +600,7 @@ class DataPruner:
         """Whether the losses of this rank have to be made known to others."""
         return not self.sharded and self.share.is_one_of_several
 
-    def _meet(self, occasion: int) -> Meeting:
+    def _meet(self, occasion: int, *, count: int | None = None) -> Meeting:
         """Find out whether all ranks stand at the same place; a collective operation."""
         planning = occasion == PLANNING
         header = Header(
@@ -527,7 +609,7 @@ class DataPruner:
             start=0 if self.sharded else self._start,
             position=0 if planning else self._position,
             plan=0 if self.sharded else plan_digest(self.plan),
-            count=len(self._pending),
+            count=len(self._pending) if count is None else count,
             has_scores=self._pending.has_scores,
             has_rows=self._pending.has_rows,
         )
@@ -627,6 +709,39 @@ class DataPruner:
         done = share.position(self._position) / share.position(planned)
         return (self._epoch + min(done, 1.0)) / self.num_epochs
 
+    def total_steps(self, batch_size: int, *, drop_last: bool = False) -> int:
+        """The number of batches that the whole run trains on, on this rank.
+
+        Exact from the start with `budget=`, so a schedule that wants the number of steps can be
+        built before training. It ends as if all epochs ran to their end.
+
+        Args:
+            batch_size: of the loader, on this rank.
+            drop_last: as the loader's.
+
+        Raises:
+            ValueError: it depends on losses that have not come yet.
+        """
+        batch_size = check_int("batch_size", batch_size, at_least=1)
+        planner, world = self._planner, self._ranks.world()
+        if planner.order_source is not None:
+            raise ValueError(
+                "total_steps does not know how many samples your own sampler= will yield; count "
+                "them, or leave sampler= away"
+            )
+        if planner.sizes is not None:
+            sizes: Sequence[int] = planner.sizes
+        elif isinstance(self.policy, FullData) or not planner.pruned_epochs:
+            sizes = [self.num_samples] * self.num_epochs
+        else:
+            raise ValueError(
+                "the number of steps depends on the losses that will come; pass budget= (such as "
+                "budget=0.7: 70% of the sample passes of the full run) to fix it beforehand, or "
+                "let schedules follow pruner.progress (see infobatch.schedule)"
+            )
+        on_rank = [-(-size // world.size) for size in sizes]
+        return sum(n // batch_size if drop_last else -(-n // batch_size) for n in on_rank)
+
     def summary(self) -> str:
         """One line: what has been saved so far."""
         kept = sum(record.kept for record in self._history)
@@ -645,10 +760,14 @@ class DataPruner:
     # ------------------------------------------------------------------ state
 
     def _settings(self) -> dict[str, Any]:
+        policy = describe_policy(self.policy)
+        if self.budget is not None:
+            sizes = zlib.crc32(repr(self._planner.sizes).encode())
+            policy = {**policy, "budget": self.budget, "epoch_sizes": sizes}
         return {
             "num_samples": self.num_samples,
             "num_epochs": self.num_epochs,
-            "policy": describe_policy(self.policy),
+            "policy": policy,
             "delta": self.delta,
             "seed": self.seed,
             "own_sampler": self._planner.order_source is not None,
@@ -682,6 +801,7 @@ class DataPruner:
             epoch=self._epoch,
             position=self._plan_position,
             scores=self._planner.table.values,
+            memory=self._planner.memory,
             plan=self._plan,
             tally=self._tally,
             history=self._history,
@@ -712,14 +832,15 @@ class DataPruner:
         if self.sharded and not isinstance(state, Mapping) and isinstance(state, Iterable):
             saved = Snapshot.merge(state, self._settings(), shard)
         else:
-            saved = Snapshot.unpack(state, self._settings())
+            columns = self.policy.columns if isinstance(self.policy, MemoryPolicy) else ()
+            saved = Snapshot.unpack(state, self._settings(), tuple(columns))
         if saved.shard != shard:
             raise StateError(
                 f"the state is that of rank {saved.shard.index} of {saved.shard.count}, this is "
                 f"rank {shard.index} of {shard.count}; pass the states of all ranks, as a list "
                 "or a generator"
             )
-        self._planner.restore(shard, saved.scores)
+        self._planner.restore(shard, saved.scores, saved.memory)
         self._epoch, self._plan = saved.epoch, saved.plan
         self._start, self._position = saved.position, 0
         self._tally, self._history = saved.tally, saved.history
@@ -767,8 +888,14 @@ class InfoBatch(DataPruner):
         delta: pruning ends after this fraction of the epochs, in [0, 1].
         quantiles: instead of the mean threshold, (upper quantile, keep ratio) pairs of score
             ranges; `infobatch.policies.PAPER_QUANTILES` is what the paper's 40% results used.
-        seed, sampler, warmup_epochs, score_ema, process_group, rank, world_size, sharded: see
-            `DataPruner`.
+        budget: instead of a prune ratio, what the run may cost: 0.6 is 60% of the sample passes
+            of the full run, warm-up and annealing included. It is met exactly. In each pruned
+            epoch the prune ratio is solved for; where the samples below the mean are too few to
+            give so many at a weight of at most 4, the threshold moves up
+            (`infobatch.policies.BudgetThreshold`). With `quantiles`, their prune ratios are
+            scaled alike.
+        ratio_schedule, groups, seed, sampler, warmup_epochs, score_ema, process_group, rank,
+            world_size, sharded: see `DataPruner`.
 
     Raises:
         TypeError, ValueError: an argument outside its range; the message names it.
@@ -782,6 +909,9 @@ class InfoBatch(DataPruner):
         delta: float = 0.875,
         *,
         quantiles: Mapping[float, float] | Iterable[tuple[float, float]] | None = None,
+        budget: float | None = None,
+        ratio_schedule: RatioSchedule = "constant",
+        groups: ArrayLike | None = None,
         seed: int = 0,
         sampler: Iterable[int] | None = None,
         warmup_epochs: int = 1,
@@ -791,9 +921,11 @@ class InfoBatch(DataPruner):
         world_size: int | None = None,
         sharded: bool = False,
     ) -> None:
-        policy: Policy = MeanThreshold(prune_ratio)
+        policy: AnyPolicy = MeanThreshold(prune_ratio)
         if quantiles is not None:
             policy = QuantileThresholds(normalise_quantiles(quantiles))
+        elif budget is not None:
+            policy = BudgetThreshold()
         super().__init__(
             dataset,
             num_epochs,
@@ -803,11 +935,42 @@ class InfoBatch(DataPruner):
             sampler=sampler,
             warmup_epochs=warmup_epochs,
             score_ema=score_ema,
+            budget=budget,
+            ratio_schedule=ratio_schedule,
+            groups=groups,
             process_group=process_group,
             rank=rank,
             world_size=world_size,
             sharded=sharded,
         )
+
+
+def _checked_policy(
+    policy: AnyPolicy, budget: float | None, groups: ArrayLike | None, num_samples: int
+) -> AnyPolicy:
+    """The policy, within groups if there are any; it must go with a budget or with none."""
+    if not is_policy(policy):
+        raise TypeError(
+            "policy must be an object with a method select(scores, epoch, rng), such as "
+            f"infobatch.policies.MeanThreshold(prune_ratio=0.5), got {policy!r}"
+        )
+    if budget is None and not is_native(policy):
+        raise TypeError(
+            f"{policy!r} has to be told how many samples to keep: pass budget=, such as 0.7"
+        )
+    if budget is not None and not is_exact(policy):
+        raise TypeError(
+            "budget= needs a policy that can be told how many samples to keep (one with "
+            "select_exactly; see infobatch.policies.ExactPolicy), such as "
+            f"infobatch.policies.BudgetThreshold(), got {policy!r}"
+        )
+    if groups is None:
+        return policy
+    if len(check_groups(groups)) != num_samples:
+        raise ValueError(
+            f"groups must be one integer per sample: {num_samples}, got {len(check_groups(groups))}"
+        )
+    return WithinGroups(policy, groups)
 
 
 def _checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:
@@ -819,18 +982,3 @@ def _checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:
             f"torch.utils.data.Sampler, got {sampler!r}"
         )
     return sampler
-
-
-def _length(dataset: Sized | SupportsIndex) -> int:
-    try:
-        size = len(dataset)  # type: ignore[arg-type]  # the except clause is the check
-    except TypeError:
-        if not isinstance(dataset, SupportsIndex):
-            raise TypeError(
-                "dataset must have a length, or be the length itself, got "
-                f"{type(dataset).__name__}; samples of a stream without a length cannot be planned"
-            ) from None
-        size = check_int("dataset", dataset, at_least=1)
-    if size < 1:
-        raise ValueError("dataset must have at least one sample, got an empty one")
-    return size

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,10 +23,10 @@ from torch import Tensor
 from infobatch.errors import PolicyError, StateError
 from infobatch.history import EpochRecord, LossTally
 from infobatch.plan import EpochPlan, Shard, shuffled
-from infobatch.policies.base import Selection
+from infobatch.policies.base import Selection, is_policy
 from infobatch.scores import FloatArray
 
-FORMAT = 2
+FORMAT = 3
 
 _T = TypeVar("_T")
 
@@ -39,6 +39,7 @@ class Snapshot:
         epoch: the epoch that is running or due.
         position: plan position up to which losses have come; 0 between epochs.
         scores: (n,) float32, of the samples in `shard`.
+        memory: by column (n,) float32, what the policy remembers of them.
         plan: of that epoch, if it has been made.
         tally: sums over its losses so far.
         history: of the finished epochs.
@@ -48,6 +49,7 @@ class Snapshot:
     epoch: int
     position: int
     scores: FloatArray
+    memory: dict[str, FloatArray]
     plan: EpochPlan | None
     tally: LossTally
     history: list[EpochRecord]
@@ -67,6 +69,7 @@ class Snapshot:
             "position": self.position,
             "scores": torch.from_numpy(self.scores.copy()),
             "level": torch.from_numpy(level),
+            "memory": {name: torch.from_numpy(v.copy()) for name, v in self.memory.items()},
             "plan": () if plan is None else (_pack_plan(plan),),
             "tally": dataclasses.asdict(self.tally),
             "history": tuple(dataclasses.asdict(record) for record in self.history),
@@ -75,8 +78,10 @@ class Snapshot:
         return {**state, "checksum": _checksum(state)}
 
     @classmethod
-    def unpack(cls, state: object, settings: dict[str, Any]) -> Snapshot:
-        """The inverse of `pack`, for a pruner with these settings.
+    def unpack(
+        cls, state: object, settings: dict[str, Any], columns: Collection[str] = ()
+    ) -> Snapshot:
+        """The inverse of `pack`, for a pruner with these settings, whose policy has these columns.
 
         Raises:
             StateError: the state is damaged, or was saved under other settings.
@@ -88,12 +93,13 @@ class Snapshot:
         epoch = _count(state, "epoch", at_most=settings["num_epochs"])
         scores = _vector(state, "scores", len(shard), torch.float32).numpy()
         level = _vector(state, "level", len(shard), torch.uint8).numpy()
+        memory = _unpack_memory(state, columns, len(shard))
         saved_sum = _entry(state, "checksum", int)
         position = _count(state, "position", at_most=2**62)
         tally = _unpack_fields(_entry(state, "tally", dict), LossTally)
         history = _unpack_history(state, epoch)
         packed_plan = _sequence(state, "plan")
-        if saved_sum != _checksum({**state, "scores": scores, "level": level}):
+        if saved_sum != _checksum({**state, "scores": scores, "level": level, "memory": memory}):
             raise StateError(
                 "the state is damaged: its contents are not those that its checksum was made of"
             )
@@ -103,7 +109,7 @@ class Snapshot:
                 f"the state's entry 'position' must be at most {len(plan) if plan else 0}, "
                 f"got {position}"
             )
-        return cls(epoch, position, scores, plan, tally, history, shard)
+        return cls(epoch, position, scores, memory, plan, tally, history, shard)
 
     @classmethod
     def merge(cls, states: Iterable[object], settings: dict[str, Any], shard: Shard) -> Snapshot:
@@ -191,7 +197,7 @@ class _Merged:
             )
             position = len(done)
         return Snapshot(
-            first.epoch, position, self._scores, plan, self._tally, first.history, self._shard
+            first.epoch, position, self._scores, {}, plan, self._tally, first.history, self._shard
         )
 
 
@@ -200,13 +206,19 @@ def _same_history(one: list[EpochRecord], other: list[EpochRecord]) -> bool:
 
 
 def describe_policy(policy: object) -> dict[str, Any]:
-    """Name and settings of a policy, as far as plain values tell them."""
+    """Name and settings of a policy, as far as plain values tell them; also of one inside it."""
     if dataclasses.is_dataclass(policy) and not isinstance(policy, type):
-        settings = dataclasses.asdict(policy)
+        names = (field.name for field in dataclasses.fields(policy))
+        settings = {name: getattr(policy, name) for name in names}
     else:
         settings = dict(vars(policy)) if hasattr(policy, "__dict__") else {}
     plain = {name: repr(value) for name, value in settings.items() if _is_plain(value)}
-    return {"name": type(policy).__qualname__, "settings": plain}
+    inside = {
+        name: describe_policy(value)
+        for name, value in settings.items()
+        if name not in plain and is_policy(value)
+    }
+    return {"name": type(policy).__qualname__, "settings": {**plain, **inside}}
 
 
 def _is_plain(value: object) -> bool:
@@ -263,6 +275,18 @@ def _unpack_shard(state: Mapping[str, Any], settings: dict[str, Any]) -> Shard:
     if not plain or not 0 <= pair[0] < pair[1] or (pair[1] > 1 and not settings["sharded"]):
         raise StateError(f"the state's entry 'shard' must be (index, count), got {pair!r}")
     return Shard(pair[0], pair[1], settings["num_samples"])
+
+
+def _unpack_memory(
+    state: Mapping[str, Any], columns: Collection[str], length: int
+) -> dict[str, FloatArray]:
+    packed = _entry(state, "memory", dict)
+    if set(packed) != set(columns):
+        raise StateError(
+            f"the state's entry 'memory' must have the columns {sorted(columns)}, "
+            f"got {sorted(map(str, packed))}"
+        )
+    return {name: _vector(packed, name, length, torch.float32).numpy() for name in columns}
 
 
 def _pack_plan(plan: EpochPlan) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sized
+from typing import SupportsIndex
 
 
 def check_fraction(name: str, value: object, *, below_one: bool = False) -> float:
@@ -44,3 +46,43 @@ def check_int(name: str, value: object, *, at_least: int, at_most: int | None = 
         upper = "" if at_most is None else f" and at most {at_most}"
         raise ValueError(f"{name} must be at least {at_least}{upper}, got {number}")
     return number
+
+
+def check_at_least(name: str, value: object, bound: float, *, inclusive: bool = True) -> float:
+    """Return `value` as a finite float not below a bound, or above it.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: out of bounds, infinite or NaN.
+    """
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        number = float(value)  # type: ignore[arg-type]  # the except clause is the check
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(number) or number < bound or (number == bound and not inclusive):
+        rule = f"at least {bound:g}" if inclusive else f"above {bound:g}"
+        raise ValueError(f"{name} must be a finite number {rule}, got {value!r}")
+    return number
+
+
+def length(dataset: Sized | SupportsIndex) -> int:
+    """The length of a data set, or the length itself where that is given; at least 1.
+
+    Raises:
+        TypeError: it has none.
+        ValueError: it is empty.
+    """
+    try:
+        size = len(dataset)  # type: ignore[arg-type]  # the except clause is the check
+    except TypeError:
+        if not isinstance(dataset, SupportsIndex):
+            raise TypeError(
+                "dataset must have a length, or be the length itself, got "
+                f"{type(dataset).__name__}; samples of a stream without a length cannot be planned"
+            ) from None
+        size = check_int("dataset", dataset, at_least=1)
+    if size < 1:
+        raise ValueError("dataset must have at least one sample, got an empty one")
+    return size

@@ -503,7 +503,7 @@ class Returns:
     ids=lambda value: type(value).__name__,
 )
 def test_a_policy_that_returns_rubbish_is_refused(rubbish):
-    with pytest.raises(PolicyError, match=r"Returns.select must return a Selection of all 40"):
+    with pytest.raises(PolicyError, match=r"Returns must return a Selection of all 40"):
         run(Returns(rubbish))
 
 

@@ -1,23 +1,87 @@
 """Which samples to keep, and with what weight: one file per method.
 
 A policy is a pure function of (scores, epoch, rng) that returns a `Selection`. It knows nothing
-of loaders, devices or epoch plans, so a new method is one short file.
+of loaders, devices or epoch plans, so a new method is one short file. What more a policy may be:
+`ExactPolicy` (it can be told how many to keep), `MemoryPolicy` (it remembers more of a sample
+than its last score), `ShardedPolicy` (it works where each rank has the scores of its own samples).
+`BatchPolicy` is for methods that choose within a batch, after a forward pass.
 """
 
-from infobatch.policies.base import Policy, Selection, ShardedPolicy
+from infobatch.policies.base import (
+    AnyPolicy,
+    ExactPolicy,
+    Memory,
+    MemoryPolicy,
+    Policy,
+    Remembering,
+    Selection,
+    ShardedPolicy,
+    is_exact,
+    is_native,
+)
+from infobatch.policies.batch import (
+    BatchPolicy,
+    BatchSelection,
+    EvolvedSampling,
+    ImportanceSampling,
+    SelectiveBackprop,
+)
+from infobatch.policies.caps import CappedWeights, ProtectedTail
+from infobatch.policies.epsilon_greedy import EpsilonGreedy
+from infobatch.policies.fixed import FixedSubset
 from infobatch.policies.full import FullData
-from infobatch.policies.infobatch import PAPER_QUANTILES, MeanThreshold, QuantileThresholds
+from infobatch.policies.groups import WithinGroups
+from infobatch.policies.ies import EarlyStopping
+from infobatch.policies.infobatch import (
+    PAPER_QUANTILES,
+    BudgetThreshold,
+    MeanThreshold,
+    QuantileThresholds,
+)
+from infobatch.policies.kakurenbo import Kakurenbo
+from infobatch.policies.orderdp import OrderedSubset
 from infobatch.policies.random import RandomSubset
-from infobatch.policies.thinning import thin
+from infobatch.policies.repb import LocalWindow
+from infobatch.policies.rs2 import RepeatedRandomSampling
+from infobatch.policies.seta import SlidingWindow
+from infobatch.policies.thinning import occurrences, thin, thin_to
+from infobatch.policies.ucb import UpperConfidenceBound
 
 __all__ = [
     "PAPER_QUANTILES",
+    "AnyPolicy",
+    "BatchPolicy",
+    "BatchSelection",
+    "BudgetThreshold",
+    "CappedWeights",
+    "EarlyStopping",
+    "EpsilonGreedy",
+    "EvolvedSampling",
+    "ExactPolicy",
+    "FixedSubset",
     "FullData",
+    "ImportanceSampling",
+    "Kakurenbo",
+    "LocalWindow",
     "MeanThreshold",
+    "Memory",
+    "MemoryPolicy",
+    "OrderedSubset",
     "Policy",
+    "ProtectedTail",
     "QuantileThresholds",
     "RandomSubset",
+    "Remembering",
+    "RepeatedRandomSampling",
     "Selection",
+    "SelectiveBackprop",
     "ShardedPolicy",
+    "SlidingWindow",
+    "UpperConfidenceBound",
+    "WithinGroups",
+    "is_exact",
+    "is_native",
+    "occurrences",
     "thin",
+    "thin_to",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +106,156 @@ class Policy(Protocol):
             rng: a generator that depends on the run's seed and on the epoch alone.
         """
         ...
+
+
+@runtime_checkable
+class ExactPolicy(Protocol):
+    """A policy that can be told how many samples to keep, and so work under `budget=`.
+
+    Pure as `Policy` is. With `sharded=True` each rank selects among the samples that it owns,
+    its part of the number, so nothing has to be exchanged.
+    """
+
+    def select_exactly(
+        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
+    ) -> Selection:
+        """Select exactly `keep` samples, min_keep(N) to N, whatever the scores are.
+
+        Args:
+            scores: (N,) float32, not to be written to; non-finite where nothing usable is known.
+            keep: how many samples must have a positive weight.
+            epoch: 0-based number of the epoch to plan.
+            rng: a generator that depends on the run's seed and on the epoch alone.
+        """
+        ...
+
+    def min_keep(self, num_samples: int) -> int:
+        """The smallest number that it can keep of so many, at least 1."""
+        ...
+
+
+Memory: TypeAlias = Mapping[str, FloatArray]
+"""What a `MemoryPolicy` knows of each sample: float32 arrays (N,) by name, to be written to."""
+
+
+@runtime_checkable
+class MemoryPolicy(Protocol):
+    """A policy that has to know more of a sample than its latest score.
+
+    Its memory is kept by the pruner, 4 bytes a sample and column, and is part of its state.
+    """
+
+    @property
+    def columns(self) -> Mapping[str, float]:
+        """Name of each column of the memory, and what it holds before anything is known."""
+        ...
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it can choose by itself how many samples to keep."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it can be told how many: whether it works under `budget=`."""
+        ...
+
+    def min_keep(self, num_samples: int) -> int:
+        """The smallest number that it can be told to keep of so many, at least 1."""
+        ...
+
+    def remember(
+        self,
+        memory: Memory,
+        rows: NDArray[np.integer[Any]],
+        scores: FloatArray,
+        batches: list[int],
+        *,
+        trained: bool,
+    ) -> None:
+        """Take in scores, in the order in which they came; writes to `memory`.
+
+        An epoch's scores may come in one call or in several, cut between batches, and the
+        outcome must be the same.
+
+        Args:
+            memory: by column (N,).
+            rows: (M,) which samples; may repeat, see `occurrences`.
+            scores: (M,) float32, may be non-finite.
+            batches: sizes of the batches that they came in, M in total.
+            trained: False where the samples were only passed forward (`DataPruner.rescore`).
+        """
+        ...
+
+    def select_from(
+        self,
+        memory: Memory,
+        scores: FloatArray,
+        keep: int | None,
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Select the samples of one epoch: exactly `keep`, or None for as many as it likes.
+
+        It may write to `memory`, if a second call for the same epoch then returns the same.
+        """
+        ...
+
+
+AnyPolicy: TypeAlias = Policy | ExactPolicy | MemoryPolicy
+"""What a pruner takes."""
+
+
+def is_policy(value: object) -> bool:
+    """Whether an object is a policy of some kind, and not the class of one."""
+    kinds = (Policy, ExactPolicy, MemoryPolicy)
+    return isinstance(value, kinds) and not isinstance(value, type)
+
+
+def is_native(policy: AnyPolicy) -> bool:
+    """Whether a policy can choose by itself how many samples to keep."""
+    return policy.is_native if isinstance(policy, MemoryPolicy) else isinstance(policy, Policy)
+
+
+def is_exact(policy: AnyPolicy) -> bool:
+    """Whether a policy can be told how many samples to keep."""
+    return policy.is_exact if isinstance(policy, MemoryPolicy) else isinstance(policy, ExactPolicy)
+
+
+def selection_of(
+    policy: AnyPolicy,
+    memory: Memory,
+    scores: FloatArray,
+    keep: int | None,
+    epoch: int,
+    rng: np.random.Generator,
+) -> Selection:
+    """Ask any policy for a selection, in the way that it can be asked.
+
+    Raises:
+        PolicyError: `keep` is given and the policy cannot be told, or the reverse.
+    """
+    if isinstance(policy, MemoryPolicy):
+        return policy.select_from(memory, scores, keep, epoch, rng)
+    if keep is None and isinstance(policy, Policy):
+        return policy.select(scores, epoch, rng)
+    if keep is not None and isinstance(policy, ExactPolicy):
+        return policy.select_exactly(scores, keep, epoch, rng)
+    raise PolicyError(
+        f"{policy!r} "
+        + ("cannot be told how many samples to keep" if keep else "has to be told how many to keep")
+    )
+
+
+class Remembering:
+    """The usual answers of a `MemoryPolicy`: it works in both ways, and can keep a single one."""
+
+    is_native = True
+    is_exact = True
+
+    def min_keep(self, num_samples: int) -> int:
+        """One."""
+        return 1
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ arXiv 2303.04947, section 3.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch.policies.base import Selection
-from infobatch.policies.thinning import thin
+from infobatch.policies.thinning import ascending, lowest, thin, thin_to
 from infobatch.scores import (
     FloatArray,
     below,
@@ -23,7 +24,7 @@ from infobatch.scores import (
     histogram,
     histogram_quantiles,
 )
-from infobatch.validation import check_fraction
+from infobatch.validation import check_at_least, check_fraction
 
 Quantiles = tuple[tuple[float, float], ...]
 
@@ -82,6 +83,57 @@ class MeanThreshold:
 
 
 @dataclass(frozen=True)
+class BudgetThreshold:
+    """InfoBatch that keeps a given number of samples: what `InfoBatch(budget=...)` runs.
+
+    The pool is what lies below the mean score, as in `MeanThreshold`; the prune probability is
+    solved for, so that exactly the wanted number is kept, and the weight of those that remain
+    of the pool is its size over their number. Where the pool is too small to give so many at a
+    weight of at most `max_weight`, the threshold moves up: the pool is then the smallest set of
+    lowest scores that is large enough. Samples whose score is not known come last of all, in
+    random order, and are pruned only where the budget leaves no other way.
+
+    Unbiased: the pool depends on the scores alone, and every member of it is kept with the same
+    probability and weighs its inverse.
+
+    Attributes:
+        max_weight: above 1. It bounds the budget: at least 1 / max_weight of a pruned epoch is
+            kept. 4 is the largest weight in the authors' own quantile settings.
+    """
+
+    max_weight: float = 4.0
+
+    def __post_init__(self) -> None:
+        max_weight = check_at_least("max_weight", self.max_weight, 1.0, inclusive=False)
+        object.__setattr__(self, "max_weight", max_weight)
+
+    def select_exactly(
+        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
+    ) -> Selection:
+        """Thin the samples below the mean, or below a higher threshold, to meet `keep`."""
+        num_samples = len(scores)
+        drop = num_samples - keep
+        if drop == 0:
+            return Selection.full(num_samples)
+        total, count = finite_sum(scores)
+        threshold = total / count if count else float("nan")
+        pool = below(scores, threshold)
+        size = int(np.count_nonzero(pool))
+        needed = min(num_samples, math.ceil(drop / (1.0 - 1.0 / self.max_weight)))
+        if size < needed:
+            pool, threshold = lowest(ascending(scores), needed, rng)
+            size = needed
+            threshold = threshold if threshold < np.inf else float("nan")
+        dropped, weight = thin_to(pool, size - drop, rng, members=size)
+        level = pool.view(np.uint8) + dropped.view(np.uint8)  # 0 outside, 1 kept, 2 dropped
+        return Selection(np.array([1.0, weight, 0.0]), level, threshold)
+
+    def min_keep(self, num_samples: int) -> int:
+        """N / max_weight."""
+        return max(1, math.ceil(num_samples / self.max_weight))
+
+
+@dataclass(frozen=True)
 class QuantileThresholds:
     """A keep ratio for each range of the score distribution: the multi-level variant.
 
@@ -103,6 +155,42 @@ class QuantileThresholds:
     def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
         """Thin each score range by its own ratio."""
         return self._thin(scores, finite_quantiles(scores, self._bounds), rng)
+
+    def select_exactly(
+        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
+    ) -> Selection:
+        """Thin each score range by its own ratio, all prune ratios scaled alike to meet `keep`.
+
+        Where that is not enough, because some range would be dropped whole, the other ranges give
+        more. Ties at a range's edge belong to the range above it, as without a budget.
+        """
+        num_samples = len(scores)
+        if keep == num_samples:
+            return Selection.full(num_samples)
+        edges = finite_quantiles(scores, self._bounds)
+        bounds = [*(edge for edge in edges if not np.isnan(edge)), float("inf")]
+        ratios = [1.0 - ratio for _, ratio in self.quantiles]
+        ratios = [*ratios[: len(bounds) - 1], ratios[-1] if self.quantiles[-1][0] == 1.0 else 0.0]
+        ranges = np.searchsorted(np.array(bounds), ascending(scores), side="right")
+        ranges = np.minimum(ranges, len(bounds) - 1)
+        sizes = np.bincount(ranges, minlength=len(bounds))
+        drops = _scaled(num_samples - keep, sizes, np.array(ratios))
+        level = np.zeros(num_samples, dtype=np.uint8)
+        table = [1.0, 0.0]
+        for number, (size, drop) in enumerate(zip(sizes.tolist(), drops.tolist(), strict=True)):
+            if drop:
+                pool = ranges == number
+                dropped, weight = thin_to(pool, size - drop, rng, members=size)
+                level[pool] = len(table)
+                level[dropped] = 1
+                table.append(weight)
+        pruning = [bound for bound, drop in zip(bounds, drops, strict=True) if drop]
+        threshold = max(pruning)
+        return Selection(np.array(table), level, threshold if threshold < np.inf else np.nan)
+
+    def min_keep(self, num_samples: int) -> int:
+        """One of each range."""
+        return min(num_samples, len(self.quantiles) + 1)
 
     def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
         """Histogram of the finite scores; see `infobatch.scores.histogram` for its error."""
@@ -142,6 +230,24 @@ class QuantileThresholds:
             lower = under
         pruning = [edge for edge, keep in zip(edges, ratios, strict=True) if keep < 1.0]
         return Selection(np.array(table), level, max(pruning, default=float("nan")))
+
+
+def _scaled(drop: int, sizes: NDArray[np.int64], ratios: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of each range to drop, in proportion to size * ratio; one of each must remain."""
+    most = np.maximum(sizes - 1, 0)
+    wish = sizes * ratios
+    drops = np.zeros(len(sizes), dtype=np.int64)
+    while (left := drop - int(drops.sum())) > 0:
+        open_ = drops < most
+        share = np.where(open_, wish, 0.0)
+        if not share.any():
+            share = np.where(open_, sizes, 0)  # only ranges to be kept whole are left
+        upto = np.floor(np.cumsum(share) * (left / share.sum()) + 1e-9).astype(np.int64)
+        more = np.diff(upto, prepend=0)
+        drops = np.minimum(drops + np.maximum(more, 0), most)
+        if not more.any():
+            drops[np.flatnonzero(open_)[0]] += 1
+    return drops
 
 
 def normalise_quantiles(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infobatch.policies.base import IgnoresScores, Selection
-from infobatch.policies.thinning import thin
+from infobatch.policies.thinning import kept_only, thin, thin_to
 from infobatch.scores import FloatArray
 from infobatch.validation import check_fraction
 
@@ -38,3 +38,14 @@ class RandomSubset(IgnoresScores):
         dropped, weight = thin(pool, 1.0 - self.prune_ratio, rng)
         table = np.array([weight if self.rescale else 1.0, 0.0])
         return Selection(table, dropped.view(np.uint8))
+
+    def select_exactly(
+        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
+    ) -> Selection:
+        """Select a fresh random subset of that size."""
+        dropped, weight = thin_to(np.ones(len(scores), dtype=bool), keep, rng)
+        return kept_only(~dropped, weight if self.rescale else 1.0)
+
+    def min_keep(self, num_samples: int) -> int:
+        """One."""
+        return 1

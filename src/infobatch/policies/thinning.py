@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from infobatch.policies.base import Selection
+from infobatch.scores import FloatArray
 
 _BLOCK = 1 << 16  # samples looked at in one go: their masks stay in the cache
 
@@ -32,9 +38,18 @@ def thin(
         weight: M / k; 1.0 for an empty pool.
     """
     members = int(np.count_nonzero(pool))
-    if members == 0:
-        return np.zeros_like(pool), 1.0
     keep = min(members, max(1, int(keep_ratio * members + 0.5)))
+    return thin_to(pool, keep, rng, members=members)
+
+
+def thin_to(
+    pool: NDArray[np.bool_], keep: int, rng: np.random.Generator, *, members: int | None = None
+) -> tuple[NDArray[np.bool_], float]:
+    """Drop all but `keep` of a pool, 1 to M, drawn uniformly at random; see `thin`.
+
+    `members` is M, where it has been counted already.
+    """
+    members = int(np.count_nonzero(pool)) if members is None else members
     drop = members - keep
     if drop == 0:
         return np.zeros_like(pool), 1.0
@@ -72,3 +87,72 @@ def _flip(
             before = ends[number - 1] if number else 0
             places = np.flatnonzero(candidates(number))[ranks[first:last] - before]
             dropped[number * _BLOCK + places] = pool is not None
+
+
+def lowest(
+    keys: NDArray[np.floating[Any]], count: int, rng: np.random.Generator
+) -> tuple[NDArray[np.bool_], float]:
+    """The `count` samples with the smallest keys; among equal ones at the boundary, a random part.
+
+    Args:
+        keys: (N,) without NaN; infinity stands for samples to take last.
+        count: 0 to N.
+        rng: source of the draws.
+
+    Returns:
+        chosen: (N,) mask with `count` members.
+        largest: the largest key among them; NaN for none.
+    """
+    chosen = np.zeros(len(keys), dtype=bool)
+    if count == 0:
+        return chosen, float("nan")
+    largest = np.partition(keys, count - 1)[count - 1]
+    np.less(keys, largest, out=chosen)
+    missing = count - int(np.count_nonzero(chosen))
+    ties = np.flatnonzero(keys == largest)
+    if missing < len(ties):
+        ties = rng.choice(ties, size=missing, replace=False, shuffle=False)
+    chosen[ties] = True
+    return chosen, float(largest)
+
+
+def ascending(scores: FloatArray) -> FloatArray:
+    """Scores as keys for `lowest`: what is not known comes last."""
+    return np.where(np.isfinite(scores), scores, np.float32(np.inf))
+
+
+def descending(scores: FloatArray) -> FloatArray:
+    """Scores as keys for `lowest` that take the highest first: what is not known comes first."""
+    return np.where(np.isfinite(scores), -scores, np.float32(-np.inf))
+
+
+def kept_only(
+    kept: NDArray[np.bool_], weight: float = 1.0, *, threshold: float = float("nan")
+) -> Selection:
+    """A selection of the samples in a mask (N,), each with the same weight."""
+    return Selection(np.array([0.0, weight]), kept.view(np.uint8), threshold)
+
+
+def rounded(part: float, num_samples: int) -> int:
+    """round(part * num_samples), but at least 1 and at most all."""
+    return min(num_samples, max(1, int(part * num_samples + 0.5)))
+
+
+def occurrences(
+    rows: NDArray[np.integer[Any]],
+) -> Iterator[NDArray[np.intp]]:
+    """Positions in `rows`, such that no row comes twice in one piece and order is kept.
+
+    Where no row repeats, the one piece is everything: what nearly always happens.
+    """
+    left = np.arange(len(rows))
+    while len(left):
+        _, first = np.unique(rows[left], return_index=True)
+        if len(first) == len(left):
+            yield left
+            return
+        first.sort()
+        yield left[first]
+        later = np.ones(len(left), dtype=bool)
+        later[first] = False
+        left = left[later]

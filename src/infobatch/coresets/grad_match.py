@@ -1,0 +1,70 @@
+"""GradMatch: samples whose weighted gradients add up to that of all.
+
+Killamsetty et al., GRAD-MATCH: Gradient Matching based Data Subset Selection for Efficient Deep
+Model Training, ICML 2021, arXiv 2103.00123.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch.coresets.evidence import Coreset, Evidence
+
+_MOST = 10.0
+
+
+def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
+    """Orthogonal matching pursuit of each class's gradient sum, in rounds; needs scikit-learn.
+
+    A pursuit can only use as many samples as the gradient has dimensions before it fits. So it
+    runs in rounds, each over the samples that are left, until the quota is full; samples that a
+    round gave no positive weight are not taken by it, and what no round takes is filled up at
+    random. Each round stands for the whole gradient, so its weights are brought to mean 1, and
+    none may be above 10: pursuits give single samples hundreds of times the weight of others,
+    with which no training converges.
+    """
+    indices, weights = [], []
+    for rows, quota in evidence.quotas(keep):
+        found, weight = _match(evidence.gradients(rows), quota, rng)
+        indices.append(rows[found])
+        weights.append(weight)
+    weight = np.concatenate(weights)
+    return Coreset(np.concatenate(indices).astype(np.int64), weight / weight.mean())
+
+
+def _match(
+    gradients: NDArray[np.float32], quota: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    from sklearn.linear_model import orthogonal_mp_gram  # of the lab extra
+
+    target = gradients.sum(axis=0, dtype=np.float64)
+    # The same geometry in as few dimensions as there are.
+    scale = float(np.abs(gradients).max()) or 1.0
+    atoms = gradients.astype(np.float64) / scale
+    target = target / scale
+    free = np.arange(len(atoms))
+    found: list[NDArray[np.int64]] = []
+    weights: list[NDArray[np.float64]] = []
+    left = quota
+    while left:
+        part = atoms[free]
+        at_once = int(min(left, len(free), max(1, np.linalg.matrix_rank(part) // 2)))
+        gram, xy = part @ part.T, part @ target
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # it has fitted before it was full
+            coefficients = np.asarray(orthogonal_mp_gram(gram, xy, n_nonzero_coefs=at_once))
+        taken = np.flatnonzero(coefficients > 1e-9)
+        if not len(taken):
+            break
+        found.append(free[taken])
+        weights.append(np.minimum(coefficients[taken] / coefficients[taken].mean(), _MOST))
+        free = np.delete(free, taken)
+        left -= len(taken)
+    if left:
+        rest = rng.choice(free, size=left, replace=False)
+        found.append(rest)
+        weights.append(np.ones(left))
+    return np.concatenate(found), np.concatenate(weights)
