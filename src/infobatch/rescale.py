@@ -61,7 +61,7 @@ def check_indices(
             f"shape {tuple(given.shape)}"
         )
     rows: NDArray[np.int64] = given.numpy().astype(np.int64)
-    if rows.min() < 0 or rows.max() >= num_samples:
+    if len(rows) and (rows.min() < 0 or rows.max() >= num_samples):
         raise LossError(f"indices must be 0 to {num_samples - 1}, got {rows.min()} to {rows.max()}")
     return rows
 

@@ -20,6 +20,7 @@ def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
     def divergences(rows: NDArray[np.intp], one: int) -> NDArray[np.float32]:
         # sum (p - q) (log p - log q), which is KL(p, q) + KL(q, p)
         difference = (p[rows] - p[one]) * (log_p[rows] - log_p[one])
-        return np.maximum(difference.sum(axis=1), 0.0, dtype=np.float32)
+        sums: NDArray[np.float32] = np.maximum(difference.sum(axis=1), 0.0, dtype=np.float32)
+        return sums
 
     return farthest_first(evidence, keep, rng, divergences)

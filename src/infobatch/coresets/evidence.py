@@ -126,4 +126,5 @@ def highest(evidence: Evidence, scores: NDArray[np.floating], keep: int) -> Core
 def squared_distances(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
     """(M, K) squared Euclidean distances of the rows of two arrays."""
     squares = (x * x).sum(1)[:, None] + (y * y).sum(1)[None, :] - 2.0 * (x @ y.T)
-    return np.maximum(squares, 0.0, dtype=np.float32)
+    distances: NDArray[np.float32] = np.maximum(squares, 0.0, dtype=np.float32)
+    return distances

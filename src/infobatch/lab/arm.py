@@ -1,11 +1,27 @@
-"""What an arm is: a way to choose what to train on, given the same budget of epochs."""
+"""What an arm is: a way to choose what to train on, at a given cost or at its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from infobatch import DataPruner
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch import BatchPruner, DataPruner
+from infobatch.coresets import Coreset
+from infobatch.lab.errors import LabError
+from infobatch.policies import AnyPolicy
+from infobatch.schedule import pruned_epochs
+
+WARMUP_EPOCHS = 1
+FORWARD_COST = 1 / 3
+"""Of a sample that is passed forward and not back, in sample passes.
+
+A backward pass takes about twice the operations of a forward pass: one product for the gradient of
+the inputs and one for that of the weights.
+"""
 
 
 @dataclass(frozen=True)
@@ -17,8 +33,9 @@ class ArmContext:
         epochs: epochs of the full-data run.
         prune_ratio, delta: InfoBatch's settings in this comparison.
         seed: the run's seed; runs that share it share the permutation of every epoch.
-        infobatch_samples: sample passes of the `infobatch` run with this seed; None unless the
-            arm asks for it with `equal_cost`.
+        labels: (N,) of the training set.
+        cost: what the run is to cost, as a part of the full-data run; None where the arm spends
+            what it likes.
     """
 
     dataset_size: int
@@ -26,26 +43,88 @@ class ArmContext:
     prune_ratio: float
     delta: float
     seed: int
-    infobatch_samples: int | None = None
+    labels: NDArray[np.int64] = field(repr=False)
+    cost: float | None = None
 
     @property
-    def full_samples(self) -> int:
-        """Sample passes of the full-data run."""
-        return self.dataset_size * self.epochs
+    def told_cost(self) -> float:
+        """`cost`, for arms that have to be told."""
+        assert self.cost is not None
+        return self.cost
 
-    @property
-    def equal_cost_samples(self) -> int:
-        """`infobatch_samples`, for arms that declared that they need it."""
-        assert self.infobatch_samples is not None
-        return self.infobatch_samples
+    def pruned(self, *, delta: float | None = None, warmup_epochs: int = WARMUP_EPOCHS) -> range:
+        """The epochs in which an arm prunes."""
+        return pruned_epochs(self.epochs, self.delta if delta is None else delta, warmup_epochs)
+
+    def part_of_pruned_epochs(self, pruned: range) -> float:
+        """What a pruned epoch may cost, as a part of a full one, if all others are full."""
+        full = self.epochs - len(pruned)
+        return (self.told_cost * self.epochs - full) / max(1, len(pruned))
+
+    def refuse(self, arm: str, least: float) -> LabError:
+        """The error for a cost that an arm cannot meet."""
+        return LabError(
+            f"{arm} cannot cost {self.told_cost:g} of the full run here, only {least:.3f} to 1; "
+            "use another --cost, or leave the arm away"
+        )
+
+
+@dataclass(frozen=True)
+class InBatch:
+    """Choosing within a batch, after a forward pass over all of it.
+
+    Attributes:
+        pruner: draws.
+        keep_ratio: part of a batch that is trained on.
+        epochs: in which it is on.
+        by_error: rank by the norm of the gradient at the logits, not by the loss.
+    """
+
+    pruner: BatchPruner
+    keep_ratio: float
+    epochs: range
+    by_error: bool = False
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A short run on full data, after which a coreset is chosen for the run itself.
+
+    Attributes:
+        epochs: of the proxy; 0 where the method looks at nothing.
+        method: name in `infobatch.coresets.METHODS`.
+        keep: size of the coreset.
+        pruner: builds the pruner of the run itself.
+    """
+
+    epochs: int
+    method: str
+    keep: int
+    pruner: Callable[[Coreset], DataPruner]
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """A pruner, and the number of epochs that it was built for."""
+    """How one run goes.
+
+    Attributes:
+        epochs: of the run.
+        pruner: built for so many epochs; with a proxy, a stand-in until the coreset is there.
+        refresh: after each epoch, pass forward what was left out, for fresh scores.
+        in_batch: choose within batches besides.
+        proxy: what comes first.
+        batch_mean: the loss exists only as the mean of a batch.
+    """
 
     epochs: int
     pruner: DataPruner
+    refresh: bool = False
+    in_batch: InBatch | None = None
+    proxy: Proxy | None = None
+    batch_mean: bool = False
+
+
+CostRule = Literal["own", "told", "either"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +134,67 @@ class Arm:
     Attributes:
         name: what `--arms` takes.
         description: one line for people.
-        start: the pruner and the epochs of one run.
-        equal_cost: the arm spends what the `infobatch` run of the same seed has spent, and so
-            has to run after it.
+        start: how one run goes.
+        cost: "own": spends what it likes, whatever `--cost` says; "told": spends what it is told,
+            and without `--cost` what the `infobatch` run of the same seed has spent; "either":
+            its own without `--cost`.
+        family: a name that `--arms` takes for several arms.
     """
 
     name: str
     description: str
     start: Callable[[ArmContext], ArmRun]
-    equal_cost: bool = False
+    cost: CostRule = "told"
+    family: str = ""
+
+
+def exact_run(
+    context: ArmContext,
+    policy: AnyPolicy,
+    name: str,
+    *,
+    delta: float | None = None,
+    warmup_epochs: int = WARMUP_EPOCHS,
+    refresh: bool = False,
+    batch_mean: bool = False,
+    **options: Any,
+) -> ArmRun:
+    """A policy that is told how many samples to keep, so that the run costs what it should.
+
+    Args:
+        context: of the run.
+        policy: one that can be told.
+        name: of the arm, for errors.
+        delta: where pruning ends; the comparison's if None.
+        warmup_epochs: full epochs at the start.
+        refresh: what is left out is passed forward, and paid for.
+        batch_mean: see `ArmRun`.
+        options: for `DataPruner`.
+
+    Raises:
+        LabError: the cost cannot be met.
+    """
+    delta = context.delta if delta is None else delta
+    pruned = context.pruned(delta=delta, warmup_epochs=warmup_epochs)
+    part = context.part_of_pruned_epochs(pruned)
+    full = context.epochs - len(pruned)
+    if refresh:  # part = trained + FORWARD_COST * (1 - trained)
+        part = (part - FORWARD_COST) / (1 - FORWARD_COST)
+    budget = (full + len(pruned) * part) / context.epochs
+    least = (full + len(pruned) * (FORWARD_COST if refresh else 0.0)) / context.epochs
+    if not 0 < budget <= 1:
+        raise context.refuse(name, least)
+    try:
+        pruner = DataPruner(
+            context.dataset_size,
+            context.epochs,
+            policy,
+            delta=delta,
+            warmup_epochs=warmup_epochs,
+            seed=context.seed,
+            budget=budget,
+            **options,
+        )
+    except ValueError as error:
+        raise LabError(f"{name} at cost {context.told_cost:g}: {error}") from error
+    return ArmRun(context.epochs, pruner, refresh=refresh, batch_mean=batch_mean)

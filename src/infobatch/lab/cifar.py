@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from infobatch.lab.datasets import ImageArrays, read_cifar
+from infobatch.lab.datasets.human_labels import read_human_labels
 from infobatch.lab.images import ImageInputs, correct, cross_entropy
 from infobatch.lab.models import build_model
 from infobatch.lab.task import Task, TaskData
@@ -39,6 +40,8 @@ def cifar_task(
         load=load,
         build=build,
         inputs=ImageInputs(mean=mean, std=std, crop_padding=4, flip=True),
+        strong_inputs=ImageInputs(mean, std, crop_padding=4, flip=True, erase=16, contrast=0.4),
+        human_labels=read_human_labels if classes == 10 else None,
         loss=cross_entropy,
         score=correct,
         metric="test accuracy",

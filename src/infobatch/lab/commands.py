@@ -12,13 +12,15 @@ import typer
 from rich.console import Console
 
 from infobatch.lab import display, report, summary
-from infobatch.lab.arms import COST, all_arms, choose_arms
+from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, families
 from infobatch.lab.compare import compare as run_comparison
+from infobatch.lab.compare import planned_runs
 from infobatch.lab.errors import LabError
 from infobatch.lab.models import MODELS
+from infobatch.lab.presets import PRESETS, Preset, disturbed
 from infobatch.lab.registry import choose
 from infobatch.lab.results import RunResult, read_results
-from infobatch.lab.settings import PRECISIONS, Settings
+from infobatch.lab.settings import AUGMENTATIONS, PRECISIONS, Settings
 from infobatch.lab.tasks import all_tasks
 
 app = typer.Typer(
@@ -40,8 +42,26 @@ def compare(
     *,
     task: Annotated[str, typer.Option(help=f"One of: {', '.join(all_tasks())}.")] = "digits",
     arms: Annotated[
-        str, typer.Option(help=f"Comma-separated, of: {', '.join(all_arms())}. Default: all.")
-    ] = ",".join(all_arms()),
+        str | None,
+        typer.Option(
+            help=f"Comma-separated, of: {', '.join(all_arms())}; or families: "
+            f"{', '.join(families())}. Default: {','.join(DEFAULT)}."
+        ),
+    ] = None,
+    cost: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated parts of the full run's cost, such as 0.5,0.75: every arm is run "
+            "at each. Default: InfoBatch's realised cost."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Arms and settings of a known question; what is given besides goes first. One "
+            f"of: {'; '.join(f'{name} ({p.description})' for name, p in PRESETS.items())}."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; arms pair by seed.")] = 5,
     first_seed: Annotated[int, typer.Option(min=0)] = 0,
     margin: Annotated[
@@ -70,6 +90,19 @@ def compare(
         float, typer.Option(help="Pruning ends after this part of the epochs.")
     ] = 0.875,
     limit_train: Annotated[int | None, typer.Option(help="Use so many training samples.")] = None,
+    label_noise: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of the training labels to draw anew, such as 0.2; on cifar10 also human "
+            "labels: aggregate, random1, random2, random3, worst."
+        ),
+    ] = None,
+    imbalance: Annotated[
+        float | None, typer.Option(help="Largest class over smallest, such as 10.")
+    ] = None,
+    augmentation: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(AUGMENTATIONS)}.")
+    ] = None,
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes CUDA if there.")] = "auto",
     precision: Annotated[str, typer.Option(help=f"One of: {', '.join(PRECISIONS)}.")] = "fp32",
@@ -86,20 +119,28 @@ def compare(
     console = _console()
     with _errors_in_words():
         chosen_task = choose(task, all_tasks(), what="task")
-        names = [name.strip() for name in arms.split(",")]
-        chosen_arms = choose_arms(names)
+        asked = choose(preset, PRESETS, what="preset") if preset else Preset("")
+        names = [name.strip() for name in arms.split(",")] if arms else asked.arms or list(DEFAULT)
+        costs = _costs(cost)
+        chosen_arms = choose_arms(names, costs=costs)
         choose(model or chosen_task.model, MODELS, what="model")
-        if COST not in names and any(arm.equal_cost for arm in chosen_arms):
-            console.print(f"The arm {COST} runs too: equal-cost arms spend what it has spent.")
+        if not costs and len(chosen_arms) > len(set(names)) and COST not in names and arms:
+            console.print(f"The arm {COST} runs too: arms without --cost spend what it has spent.")
         chosen_device = _device(device)
+        label_noise = label_noise or asked.label_noise_of(chosen_task)
+        imbalance = imbalance or asked.imbalance
+        augmentation = augmentation or asked.augmentation
+        if augmentation == "strong" and chosen_task.strong_inputs is None:
+            raise LabError(f"{chosen_task.name} has no strong augmentation")
         data = chosen_task.load(data_dir)
+        data = disturbed(chosen_task, data, data_dir, label_noise, imbalance)
         if limit_train is not None:
             data = data.limit_train(limit_train)
         settings = Settings(
             task=chosen_task.name,
             model=model or chosen_task.model,
             width=width,
-            epochs=chosen_task.epochs if epochs is None else epochs,
+            epochs=max(1, round(chosen_task.epochs * asked.epochs)) if epochs is None else epochs,
             batch_size=chosen_task.batch_size if batch_size is None else batch_size,
             lr=chosen_task.lr if lr is None else lr,
             weight_decay=weight_decay,
@@ -114,6 +155,9 @@ def compare(
             threads=chosen_task.threads if threads is None else threads,
             eval_every=eval_every,
             limit_train=limit_train,
+            label_noise=label_noise,
+            imbalance=imbalance,
+            augmentation=augmentation,
             margin=margin,
             data=data.fingerprint(),
         )
@@ -122,13 +166,15 @@ def compare(
         folder = out or Path("runs") / chosen_task.name
         seed_list = range(first_seed, first_seed + seeds)
         try:
-            with display.listener(console, runs=len(chosen_arms) * seeds) as listener:
+            runs = len(planned_runs(chosen_arms, costs)) * seeds
+            with display.listener(console, runs=runs) as listener:
                 results = run_comparison(
                     chosen_task,
                     data.to(chosen_device),
                     settings,
                     arms=chosen_arms,
                     seeds=seed_list,
+                    costs=costs,
                     out=folder,
                     listener=listener,
                 )
@@ -174,6 +220,19 @@ def _console() -> Console:
     if not console.is_terminal:
         console.width = max(console.width, 140)
     return console
+
+
+def _costs(text: str | None) -> list[float]:
+    """The costs of `--cost`, rising."""
+    try:
+        costs = sorted({float(word) for word in text.split(",")}) if text else []
+    except ValueError:
+        costs = [0.0]
+    if not all(0 < cost <= 1 for cost in costs):
+        raise LabError(
+            f"--cost must be parts of the full run in (0, 1], such as 0.5,0.75, got {text}"
+        )
+    return costs
 
 
 def _device(name: str) -> torch.device:

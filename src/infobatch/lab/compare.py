@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,8 @@ from infobatch import DataPruner
 from infobatch.lab import environment
 from infobatch.lab.arm import Arm, ArmContext, ArmRun
 from infobatch.lab.arms import COST
-from infobatch.lab.results import ResultsFile, RunResult
+from infobatch.lab.proxy import run_proxy
+from infobatch.lab.results import ResultsFile, RunResult, run_label
 from infobatch.lab.settings import Settings
 from infobatch.lab.task import Task, TaskData
 from infobatch.lab.thumbnails import write_thumbnails
@@ -43,6 +45,7 @@ def compare(
     *,
     arms: Sequence[Arm],
     seeds: Sequence[int],
+    costs: Sequence[float] = (),
     out: Path,
     listener: Listener,
 ) -> list[RunResult]:
@@ -57,6 +60,8 @@ def compare(
         settings: what all runs share.
         arms: in running order, see `choose_arms`.
         seeds: each arm runs once with each; runs pair by seed.
+        costs: parts of the full-data run that the arms are to cost; without any, what `infobatch`
+            has spent.
         out: holds results.jsonl, the checkpoints of runs under way, and the report.
         listener: is told of every epoch and run.
 
@@ -64,23 +69,31 @@ def compare(
         LabError: `out` holds results with other settings or damaged ones.
     """
     results = ResultsFile(out, settings)
-    if any(results.find(arm.name, seed) is None for seed in seeds for arm in arms):
+    due = planned_runs(arms, costs)
+    if any(results.find(arm.name, cost, seed) is None for seed in seeds for arm, cost in due):
         _warm_up(task, data, settings)
     found = []
     for seed in seeds:
-        for arm in arms:
-            result = results.find(arm.name, seed)
+        for arm, cost in due:
+            result = results.find(arm.name, cost, seed)
             if reused := result is not None:
                 finished = result
             else:
-                finished = _run(task, data, settings, arm, seed, results, out, listener)
+                finished = _run(task, data, settings, arm, cost, seed, results, out, listener)
                 results.add(finished)
-                _checkpoint_path(out, arm.name, seed).unlink(missing_ok=True)
+                for path in (out / "checkpoints").glob(f"{finished.label}-{seed}.*"):
+                    path.unlink()
             listener.run_ended(finished, reused=reused)
             found.append(finished)
-    if shown := results.find(COST, seeds[0]):
+    if shown := results.find(COST, None, seeds[0]):
         write_thumbnails(task, data, shown.observations, out)
     return found
+
+
+def planned_runs(arms: Sequence[Arm], costs: Sequence[float]) -> list[tuple[Arm, float | None]]:
+    """The runs of each seed: arms that spend their own once, the others once for each cost."""
+    own = [(arm, None) for arm in arms if arm.cost == "own" or not costs]
+    return [*own, *((arm, cost) for cost in costs for arm in arms if arm.cost != "own")]
 
 
 def _run(
@@ -88,25 +101,42 @@ def _run(
     data: TaskData,
     settings: Settings,
     arm: Arm,
+    cost: float | None,
     seed: int,
     results: ResultsFile,
     out: Path,
     listener: Listener,
 ) -> RunResult:
     size = len(data.train_targets)
-    cost_run = results.find(COST, seed) if arm.equal_cost else None
+    told = cost
+    if told is None and arm.cost == "told":
+        cost_run = results.find(COST, None, seed)
+        assert cost_run is not None, "it runs before those that spend what it has spent"
+        told = cost_run.cost_fraction
     context = ArmContext(
         dataset_size=size,
         epochs=settings.epochs,
         prune_ratio=settings.prune_ratio,
         delta=settings.delta,
         seed=seed,
-        infobatch_samples=cost_run.cost.samples_forwarded if cost_run else None,
+        labels=data.train_targets.cpu().numpy(),
+        cost=told,
     )
-    run = TrainingRun(task, data, arm.start(context), settings, seed=seed)
-    checkpoint = _checkpoint_path(out, arm.name, seed)
+    label = run_label(arm.name, cost)
+    checkpoint = out / "checkpoints" / f"{label}-{seed}.pt"
+    environment.reset_peak_memory(data.train_inputs.device)
+    arm_run = arm.start(context)
+    if arm_run.proxy is None:
+        run = TrainingRun(task, data, arm_run, settings, seed=seed)
+    else:
+        found = checkpoint.with_suffix(".coreset.pt")
+        first = run_proxy(task, data, settings, arm_run, seed=seed, path=found)
+        arm_run = replace(arm_run, pruner=arm_run.proxy.pruner(first.coreset))
+        run = TrainingRun(task, data, arm_run, settings, seed=seed)
+        run.cost.add(first.cost)
+        run.wall_seconds += first.seconds
     load_checkpoint(run, checkpoint)
-    listener.run_started(arm.name, seed, epochs=run.epochs, done=len(run.curves.kept))
+    listener.run_started(label, seed, epochs=run.epochs, done=len(run.curves.kept))
     saved = time.monotonic()
     while not run.finished:
         report = run.run_epoch()
@@ -119,12 +149,15 @@ def _run(
     return RunResult(
         arm=arm.name,
         seed=seed,
+        cost_target=cost,
         settings=settings,
         dataset_size=size,
         epochs=run.epochs,
         cost=run.cost,
         metric=metric,
+        worst_class=run.worst_class(),
         wall_seconds=run.wall_seconds,
+        peak_memory=environment.peak_memory(run.device),
         curves=run.curves,
         observations=run.observer.observations(data, run.pruner.scores),
         versions=environment.versions(),
@@ -139,7 +172,3 @@ def _warm_up(task: Task, data: TaskData, settings: Settings) -> None:
     few = data.limit_train(min(len(data.train_targets), 2 * settings.batch_size))
     pruner = DataPruner(len(few.train_targets), 1, FullData())
     TrainingRun(task, few, ArmRun(1, pruner), settings, seed=0).run_epoch()
-
-
-def _checkpoint_path(out: Path, arm: str, seed: int) -> Path:
-    return out / "checkpoints" / f"{arm}-{seed}.pt"

@@ -90,8 +90,8 @@ class LiveListener:
 
 def _line(result: RunResult, reused: bool) -> str:
     text = (
-        f"{result.arm} seed {result.seed}: {result.metric:.2f}%, "
-        f"{result.cost.samples_forwarded:,} samples, {result.wall_seconds:.1f} s"
+        f"{result.label} seed {result.seed}: {result.metric:.2f}%, "
+        f"{result.cost.passes:,.0f} sample passes, {result.wall_seconds:.1f} s"
     )
     return f"{text} (from before)" if reused else text
 
@@ -124,7 +124,8 @@ def show(console: Console, comparison: Comparison) -> None:
 
 _PARTS = (
     ("arm", "metric %", "difference", "verdict"),
-    ("arm", "samples", "saved", "steps", "wall s", "wall/full"),
+    ("arm", "metric %", "to fewer epochs"),
+    ("arm", "trained", "forwarded", "saved", "steps", "wall s", "wall/full"),
 )
 
 

@@ -16,12 +16,17 @@ class ImageInputs:
     With a generator the batch is augmented first: a crop of the original size out of the image
     reflect-padded by `crop_padding` pixels, and a horizontal flip with probability one half
     (`flip`). Both are one gather over the batch. Random numbers come from that generator alone.
+    Strong augmentation goes on: brightness and contrast are multiplied by numbers drawn from
+    1 - `contrast` to 1 + `contrast`, and a square of `erase` pixels around a random place is set
+    to the mean (Cutout; DeVries and Taylor, 2017, arXiv 1708.04552).
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_padding: int = 0
     flip: bool = False
+    erase: int = 0
+    contrast: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Model inputs, float32 (B, C, H, W)."""
@@ -30,7 +35,31 @@ class ImageInputs:
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).view(shape)
         std = torch.tensor(self.std, device=images.device).view(shape)
-        return images.float().div_(255).sub_(mean).div_(std)
+        inputs = images.float().div_(255)
+        if generator is not None and self.contrast:
+            inputs = self._change_contrast(inputs, generator)
+        inputs.sub_(mean).div_(std)
+        if generator is not None and self.erase:
+            inputs.masked_fill_(self._erased(inputs, generator), 0.0)
+        return inputs
+
+    def _change_contrast(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        draws = torch.rand(2, len(inputs), 1, 1, 1, generator=generator).to(inputs.device)
+        brightness, contrast = 1.0 + self.contrast * (2.0 * draws - 1.0)
+        means = inputs.mean(dim=(1, 2, 3), keepdim=True)
+        changed: Tensor = (inputs - means) * contrast + means * brightness
+        return changed.clamp_(0.0, 1.0)
+
+    def _erased(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Mask (B, 1, H, W) of a square in each image, cut off at its border."""
+        batch, _, height, width = inputs.shape
+        centres = torch.rand(2, batch, 1, generator=generator).to(inputs.device)
+        half = self.erase / 2
+        rows = (torch.arange(height, device=inputs.device) + 0.5 - centres[0] * height).abs() < half
+        columns = (
+            torch.arange(width, device=inputs.device) + 0.5 - centres[1] * width
+        ).abs() < half
+        return (rows[:, :, None] & columns[:, None, :])[:, None]
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         batch, channels, height, width = images.shape

@@ -11,70 +11,84 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from infobatch.lab.arms import COST, REFERENCE
+from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
 from infobatch.lab.results import Histogram, RunResult
-from infobatch.lab.summary import Comparison
+from infobatch.lab.summary import Comparison, Row
 
 # Okabe and Ito's colours, which people with colour-vision deficiencies can tell apart.
-_COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vPX"
+_COLOURS = (
+    *("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#E69F00", "#56B4E9", "#8C564B", "#7F7FBF"),
+)
+_MARKERS = "osD^vPX<>"
+_OTHERS = "#999999"
+
+
+_MOST = 9
+"""Arms that a figure names; more cannot be told apart."""
 
 
 def metric_against_cost(comparison: Comparison) -> bytes:
-    """The final metric of every run over its sample passes, with the means and the margin."""
-    figure, axis = _figure(7.0, 4.2)
-    for row in comparison.rows:
-        colour, marker = _style(comparison, row.arm)
-        runs = comparison.runs_of(row.arm)
-        axis.scatter(
-            [run.cost.samples_forwarded for run in runs],
-            [run.metric for run in runs],
-            color=colour,
-            marker=marker,
-            alpha=0.3,
-            s=18,
-        )
+    """The final metric over cost: a line per arm where it was run at several, with the margin."""
+    figure, axis = _figure(7.4, 4.6)
+    named = _named(comparison)
+    for arm in comparison.arms:
+        rows = sorted((row for row in comparison.rows if row.arm == arm), key=lambda row: row.cost)
+        colour, marker = _style(named, arm)
+        for row in rows:
+            runs = comparison.runs_of(arm, row.cost_target)
+            axis.scatter(
+                [run.cost_fraction for run in runs],
+                [run.metric for run in runs],
+                color=colour,
+                marker=marker,
+                alpha=0.25,
+                s=14,
+            )
+        ends = [row for row in comparison.rows if row.arm == REFERENCE]
+        line = [*rows, *(ends if arm == FEWER_EPOCHS else [])]
         axis.errorbar(
-            row.forwarded,
-            row.metric,
-            yerr=row.metric_std,
+            [row.cost for row in line],
+            [row.metric for row in line],
+            yerr=[row.metric_std or 0.0 for row in line] if arm in named else None,
             color=colour,
             marker=marker,
-            markersize=8,
-            capsize=4,
-            linestyle="none",
-            label=row.arm,
+            markersize=7 if arm in named else 3,
+            capsize=3,
+            linestyle="-" if len(line) > 1 else "none",
+            linewidth=2.4 if arm == FEWER_EPOCHS else 1.0,
+            alpha=1.0 if arm in named else 0.5,
+            label=arm if arm in named else None,
         )
-        if row.arm == REFERENCE:
-            axis.axhline(row.metric, color=colour, linewidth=0.8)
+        if arm == REFERENCE:
+            axis.axhline(rows[0].metric, color=colour, linewidth=0.8)
             axis.axhspan(
-                row.metric - comparison.settings.margin,
-                row.metric,
+                rows[0].metric - comparison.settings.margin,
+                rows[0].metric,
                 color=colour,
                 alpha=0.07,
                 label=f"margin, {comparison.settings.margin:g} points",
             )
-    axis.set_xlim(left=0)
-    axis.set_xlabel("samples passed through the model in one run")
+    axis.set_xlabel("sample passes, as a part of the full-data run's")
     axis.set_ylabel("final test metric, %")
-    axis.xaxis.set_major_formatter(EngFormatter())
-    axis.legend(fontsize=8, loc="lower left")
+    axis.legend(fontsize=8, loc="lower right")
     return _png(figure)
 
 
 def learning_curves(comparison: Comparison) -> bytes:
-    """The test metric over samples passed, mean over seeds; the whole run and its end."""
+    """The test metric over sample passes, mean over seeds; the whole run and its end."""
     figure = _blank(9.0, 4.0)
     whole, end = figure.subplots(1, 2)
     longest = 0.0
     finals: list[float] = []
-    for row in comparison.rows:
-        runs = comparison.runs_of(row.arm)
+    named = _named(comparison)
+    for row in _shown(comparison):
+        runs = comparison.runs_of(row.arm, row.cost_target)
         samples = _mean_over_run(runs, lambda run: [float(n) for n in run.curves.samples])
         metric = _mean_over_run(runs, lambda run: run.curves.metric)
-        colour, _ = _style(comparison, row.arm)
+        colour, _ = _style(named, row.arm)
         for axis in (whole, end):
-            axis.plot(samples, metric, color=colour, label=row.arm, linewidth=1.4)
+            axis.plot(samples, metric, color=colour, label=row.label, linewidth=1.4)
         longest = max(longest, samples[-1])
         finals += [float(value) for value in metric[3 * len(metric) // 4 :]]
     low, high = min(finals), max(finals)
@@ -84,7 +98,7 @@ def learning_curves(comparison: Comparison) -> bytes:
     end.set_title("towards the end", fontsize=10)
     whole.set_ylabel("test metric, %")
     for axis in (whole, end):
-        axis.set_xlabel("samples passed")
+        axis.set_xlabel("sample passes")
         axis.xaxis.set_major_formatter(EngFormatter())
         _decorate(axis)
     whole.legend(fontsize=8, loc="lower right")
@@ -92,10 +106,11 @@ def learning_curves(comparison: Comparison) -> bytes:
 
 
 def kept_fraction(comparison: Comparison) -> bytes:
-    """The part of the training set that each epoch kept, mean over seeds."""
+    """The part of the training set that each epoch planned, mean over seeds."""
     figure, axis = _figure(7.0, 3.4)
-    for row in comparison.rows:
-        runs = comparison.runs_of(row.arm)
+    named = _named(comparison)
+    for row in _shown(comparison):
+        runs = comparison.runs_of(row.arm, row.cost_target)
         epochs = max(run.epochs for run in runs)
         kept = [
             float(
@@ -103,7 +118,7 @@ def kept_fraction(comparison: Comparison) -> bytes:
             )
             for e in range(epochs)
         ]
-        colour, marker = _style(comparison, row.arm)
+        colour, marker = _style(named, row.arm)
         axis.plot(
             range(1, epochs + 1),
             kept,
@@ -111,7 +126,7 @@ def kept_fraction(comparison: Comparison) -> bytes:
             marker=marker,
             markersize=3.5,
             linewidth=1.2,
-            label=row.arm,
+            label=row.label,
         )
     axis.set_ylim(0, 1.05)
     axis.set_xlabel("epoch")
@@ -165,8 +180,27 @@ def _mean_over_run(
     return np.asarray(np.mean(values, axis=0))
 
 
-def _style(comparison: Comparison, arm: str) -> tuple[str, str]:
-    place = [row.arm for row in comparison.rows].index(arm)
+def _named(comparison: Comparison) -> list[str]:
+    """The arms that figures name: the reference and the controls, InfoBatch, then the best."""
+    first = [REFERENCE, FEWER_EPOCHS, COST, "infobatch-budget", "random"]
+    best = sorted(comparison.rows, key=lambda row: -row.metric)
+    order = dict.fromkeys([*first, *(row.arm for row in best)])
+    return [arm for arm in order if arm in comparison.arms][:_MOST]
+
+
+def _shown(comparison: Comparison) -> list[Row]:
+    """One row of each named arm: at the middle one of its costs."""
+    shown = []
+    for arm in _named(comparison):
+        rows = [row for row in comparison.rows if row.arm == arm]
+        shown.append(rows[len(rows) // 2])
+    return shown
+
+
+def _style(named: Sequence[str], arm: str) -> tuple[str, str]:
+    if arm not in named:
+        return _OTHERS, "."
+    place = named.index(arm)
     return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
 
 

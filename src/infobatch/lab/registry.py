@@ -17,15 +17,19 @@ def discover(package: ModuleType, attribute: str, kind: type[T]) -> dict[str, T]
     """Collect `module.<attribute>` from every module of a package, by its `name`, sorted.
 
     Raises:
-        TypeError: a module of the package lacks the attribute, or has it with another type.
+        TypeError: a module of the package lacks the attribute, or has it with another type than
+            `kind` or a tuple of them.
     """
     found: dict[str, T] = {}
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         entry = getattr(module, attribute, None)
-        if not isinstance(entry, kind):
-            raise TypeError(f"{module.__name__} must define {attribute}, a {kind.__name__}")
-        found[str(getattr(entry, "name"))] = entry  # noqa: B009 - T has a name by convention
+        entries = entry if isinstance(entry, tuple) else (entry,)
+        if not entries or not all(isinstance(item, kind) for item in entries):
+            raise TypeError(
+                f"{module.__name__} must define {attribute}, a {kind.__name__} or a tuple of them"
+            )
+        found.update({str(getattr(item, "name")): item for item in entries})  # noqa: B009 - by convention
     return dict(sorted(found.items()))
 
 

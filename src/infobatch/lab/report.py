@@ -13,7 +13,14 @@ from infobatch.lab import plots
 from infobatch.lab.arms import COST, REFERENCE, all_arms
 from infobatch.lab.errors import LabError
 from infobatch.lab.results import PrunedSample
-from infobatch.lab.summary import COLUMNS, Comparison, cells, describe
+from infobatch.lab.summary import (
+    COLUMNS,
+    MORE_COLUMNS,
+    Comparison,
+    cells,
+    describe,
+    more_cells,
+)
 from infobatch.lab.tasks import all_tasks
 from infobatch.lab.thumbnails import MOST_PRUNED, NEVER_PRUNED
 
@@ -69,7 +76,10 @@ def write_report(
             for number, comparison in enumerate(comparisons, start=1)
         ]
         page = folder / PAGE
-        page.write_text(template.render(sections=sections, columns=COLUMNS), encoding="utf-8")
+        page.write_text(
+            template.render(sections=sections, columns=COLUMNS, more_columns=MORE_COLUMNS),
+            encoding="utf-8",
+        )
     except OSError as error:
         raise LabError(f"the report cannot be written to {folder}: {error.strerror}") from error
     return page
@@ -81,7 +91,7 @@ def _section(
     settings = comparison.settings
     task = all_tasks().get(settings.task)
     arms = all_arms()
-    runs = sorted(comparison.runs, key=lambda run: (run.seed, run.arm))
+    runs = sorted(comparison.runs, key=lambda run: (run.seed, run.arm, run.cost_target or 0.0))
     return {
         "task": settings.task,
         "description": task.description if task else settings.task,
@@ -90,15 +100,14 @@ def _section(
         "seeds": len(comparison.seeds),
         "headline": headline(comparison),
         "rows": [
-            (cells(row), row.verdict.split()[0] if row.verdict else "") for row in comparison.rows
-        ],
-        "controls": [(name, describe(value)) for name, value in comparison.controls.items()],
-        "arms": [
-            (row.arm, arms[row.arm].description if row.arm in arms else "")
+            (list(zip(COLUMNS, cells(row), strict=True)), row.verdict.partition(" ")[0])
             for row in comparison.rows
         ],
+        "more": [more_cells(row) for row in comparison.rows],
+        "controls": [(name, describe(value)) for name, value in comparison.controls.items()],
+        "arms": [(arm, arms[arm].description if arm in arms else "") for arm in comparison.arms],
         "figures": [*_plots(comparison, folder, prefix), *_samples(comparison, pictures)],
-        "command": settings.command([row.arm for row in comparison.rows], comparison.seeds),
+        "command": settings.command(comparison.arms, comparison.seeds, comparison.costs),
         "settings": [(name.replace("_", "-"), value) for name, value in settings.to_json().items()],
         "origins": sorted({_origin(run.versions, run.hardware, run.commit) for run in runs}),
         "runs": runs,
@@ -132,12 +141,14 @@ _TEXTS = {
         "Metric against cost",
         (
             "Each small mark is one run, each large one an arm's mean with its standard deviation. "
-            f"The band is the margin below {REFERENCE}. Up and to the left is better."
+            "Where many arms were run, grey marks are those that are not named. "
+            f"The band is the margin below {REFERENCE}. The thick line, full data for fewer "
+            "epochs, is the one to beat. Up and to the left is better."
         ),
     ),
     "learning-curves.png": (
         "Learning curves",
-        "The metric over samples passed, mean over seeds.",
+        "The metric over sample passes, mean over seeds; at the middle one of an arm's costs.",
     ),
     "kept-fraction.png": (
         "Samples kept in each epoch",

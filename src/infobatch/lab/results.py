@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infobatch.lab.arm import FORWARD_COST
 from infobatch.lab.errors import LabError
 from infobatch.lab.settings import Settings
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "results.jsonl"
 
 
@@ -27,6 +28,18 @@ class Cost:
     samples_backpropagated: int = 0
     steps: int = 0
 
+    @property
+    def passes(self) -> float:
+        """Sample passes: 1 for a sample trained on, `FORWARD_COST` for one passed forward alone."""
+        alone = self.samples_forwarded - self.samples_backpropagated
+        return self.samples_backpropagated + FORWARD_COST * alone
+
+    def add(self, other: Cost) -> None:
+        """Add what another part of the run has spent."""
+        self.samples_forwarded += other.samples_forwarded
+        self.samples_backpropagated += other.samples_backpropagated
+        self.steps += other.steps
+
 
 @dataclass
 class Curves:
@@ -38,13 +51,15 @@ class Curves:
         mean_loss: mean training loss; None if it was not finite.
         metric: on the test set; None where it was not evaluated.
         samples: sample passes since the start.
+        seconds: wall seconds since the start.
     """
 
     kept: list[int] = field(default_factory=list)
     threshold: list[float | None] = field(default_factory=list)
     mean_loss: list[float | None] = field(default_factory=list)
     metric: list[float | None] = field(default_factory=list)
-    samples: list[int] = field(default_factory=list)
+    samples: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -82,26 +97,42 @@ class RunResult:
 
     Attributes:
         arm, seed, settings: what was run.
+        cost_target: what `--cost` asked for; None where the arm spent its own, or InfoBatch's.
         dataset_size, epochs: training samples, and epochs of this run.
         metric: of the final epoch, in percent; never the best epoch.
-        wall_seconds: training with selection inside the clock and evaluation outside.
+        worst_class: the metric of the class that is worst; None where there are no classes.
+        wall_seconds: training with selection and proxy runs inside the clock, evaluation outside.
+        peak_memory: bytes; of the device, or of the process on a CPU; None where not known.
         versions, hardware, commit, time: where and when (UTC).
     """
 
     arm: str
     seed: int
+    cost_target: float | None
     settings: Settings
     dataset_size: int
     epochs: int
     cost: Cost
     metric: float
+    worst_class: float | None
     wall_seconds: float
+    peak_memory: int | None
     curves: Curves
     observations: Observations
     versions: dict[str, str]
     hardware: str
     commit: str | None
     time: str
+
+    @property
+    def label(self) -> str:
+        """The arm, with the cost that it was told: `random@0.6`."""
+        return run_label(self.arm, self.cost_target)
+
+    @property
+    def cost_fraction(self) -> float:
+        """What the run has cost, as a part of the full-data run."""
+        return self.cost.passes / (self.dataset_size * self.settings.epochs)
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers, for one line of JSON."""
@@ -127,6 +158,11 @@ class RunResult:
                 ),
             }
         )
+
+
+def run_label(arm: str, cost: float | None) -> str:
+    """An arm and the cost that it was told, as one word."""
+    return arm if cost is None else f"{arm}@{cost:g}"
 
 
 def read_results(path: Path) -> list[RunResult]:
@@ -172,7 +208,7 @@ class ResultsFile:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.path = folder / FILE_NAME
-        self._results: dict[tuple[str, int], RunResult] = {}
+        self._results: dict[tuple[str, float | None, int], RunResult] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             content = self.path.read_bytes() if self.path.exists() else b""
@@ -184,13 +220,13 @@ class ResultsFile:
                     f"{folder} holds results with other settings: "
                     f"{settings.difference(result.settings)}; use another --out"
                 )
-            self._results[result.arm, result.seed] = result
+            self._results[result.arm, result.cost_target, result.seed] = result
         if len(content) > _whole(content):
             os.truncate(self.path, _whole(content))
 
-    def find(self, arm: str, seed: int) -> RunResult | None:
+    def find(self, arm: str, cost: float | None, seed: int) -> RunResult | None:
         """The finished run, if there is one."""
-        return self._results.get((arm, seed))
+        return self._results.get((arm, cost, seed))
 
     def add(self, result: RunResult) -> None:
         """Append a finished run; on return it is on the disk."""
@@ -199,4 +235,4 @@ class ResultsFile:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
-        self._results[result.arm, result.seed] = result
+        self._results[result.arm, result.cost_target, result.seed] = result

@@ -13,6 +13,7 @@ from typing import Any
 from infobatch.lab.errors import LabError
 
 PRECISIONS = ("fp32", "bf16")
+AUGMENTATIONS = ("standard", "strong")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Settings:
         threads: of torch on the CPU; 0 leaves torch's choice.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         limit_train: training samples used; None for all.
+        label_noise: "none"; a fraction of labels drawn anew, as text; or the name of human labels.
+        imbalance: size of the largest class over that of the smallest; 1: as the data is.
+        augmentation: "standard", the task's own, or "strong".
         margin: percentage points that an arm may lose and still count as non-inferior. Stated
             before the runs and kept with them: another margin is another comparison.
         data: fingerprint of the data.
@@ -55,6 +59,9 @@ class Settings:
     threads: int
     eval_every: int
     limit_train: int | None
+    label_noise: str
+    imbalance: float
+    augmentation: str
     margin: float
     data: str
 
@@ -71,6 +78,10 @@ class Settings:
             "--threads must not be negative": self.threads >= 0,
             "--eval-every must be at least 1": self.eval_every >= 1,
             "--margin must be positive": 0 < self.margin < math.inf,
+            "--imbalance must be at least 1": 1 <= self.imbalance < math.inf,
+            f"--augmentation must be one of {', '.join(AUGMENTATIONS)}": (
+                self.augmentation in AUGMENTATIONS
+            ),
             f"--precision must be one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
         }
         for rule, holds in checks.items():
@@ -104,9 +115,13 @@ class Settings:
             if value != theirs[name]
         )
 
-    def command(self, arms: Sequence[str], seeds: Sequence[int]) -> str:
+    def command(
+        self, arms: Sequence[str], seeds: Sequence[int], costs: Sequence[float] = ()
+    ) -> str:
         """The command line that repeats the comparison, with every setting spelled out."""
         words = ["infobatch", "compare", "--arms", ",".join(arms)]
+        if costs:
+            words += ["--cost", ",".join(f"{cost:g}" for cost in costs)]
         words += ["--seeds", str(len(seeds)), "--first-seed", str(seeds[0])]
         for name, value in self.to_json().items():
             option = "--" + name.replace("_", "-")

@@ -2,44 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infobatch.lab.arms import COST, REFERENCE, all_arms
+from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE, all_arms
 from infobatch.lab.errors import LabError
-from infobatch.lab.results import RunResult
+from infobatch.lab.results import RunResult, run_label
 from infobatch.lab.settings import Settings
 from infobatch.lab.stats import PairedDifference, paired_difference, sample_std
+
+Runs = dict[int, RunResult]
+"""Of one arm at one cost, by seed."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm: means over its seeds.
+    """One arm at one cost: means over its seeds.
 
     Attributes:
+        arm, cost_target: what was run; None where the arm spent its own or InfoBatch's cost.
         metric_std: None for one seed.
-        samples, steps, wall_seconds: of one run.
-        forwarded: as `samples` (which are backpropagated), with those only scored.
-        saved: part of the reference's sample passes that was not made, in percent.
+        forwarded, trained, steps, wall_seconds: of one run; `trained` are backpropagated.
+        cost: sample passes over those of the full-data run.
         wall_ratio: wall seconds over the reference's of the same seeds; None without them.
+        worst_class: metric of the worst class; None where there are no classes.
+        peak_memory: bytes; None where not known.
         difference: in metric to the reference, paired by seed; None without pairs, and for the
             reference itself.
         verdict: of that difference.
+        to_control: in metric to full data for fewer epochs at the same cost, paired by seed.
+        reached: in how many runs the metric came within the margin of the reference's last one.
+        cost_to_target, wall_to_target: mean cost and wall ratio at which it first did, over
+            those runs; None if there are none.
     """
 
     arm: str
+    cost_target: float | None
     seeds: int
     metric: float
     metric_std: float | None
     forwarded: float
-    samples: float
-    saved: float
+    trained: float
+    cost: float
     epochs: float
     steps: float
     wall_seconds: float
     wall_ratio: float | None
+    worst_class: float | None
+    peak_memory: float | None
     difference: PairedDifference | None
     verdict: str
+    to_control: PairedDifference | None
+    reached: int
+    cost_to_target: float | None
+    wall_to_target: float | None
+
+    @property
+    def label(self) -> str:
+        """The arm, with the cost that it was told."""
+        return run_label(self.arm, self.cost_target)
+
+    @property
+    def saved(self) -> float:
+        """Sample passes that were not made, in percent of the full-data run's."""
+        return 100 * (1 - self.cost)
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ class Comparison:
     """The runs that share their settings, and what is made of them.
 
     Attributes:
-        rows: one per arm, the reference first.
+        rows: one per arm and cost, the reference first.
         controls: by name of each arm at InfoBatch's cost, the paired difference in metric of
             InfoBatch to it: what choosing by score is worth.
     """
@@ -57,21 +83,31 @@ class Comparison:
     rows: list[Row]
     controls: dict[str, PairedDifference]
 
-    def runs_of(self, arm: str) -> list[RunResult]:
-        """The runs of one arm."""
-        return [run for run in self.runs if run.arm == arm]
+    def runs_of(self, arm: str, cost_target: float | None = None) -> list[RunResult]:
+        """The runs of one arm at one cost."""
+        return [run for run in self.runs if (run.arm, run.cost_target) == (arm, cost_target)]
 
     @property
     def seeds(self) -> list[int]:
         """Every seed that some arm was run with."""
         return sorted({run.seed for run in self.runs})
 
+    @property
+    def arms(self) -> list[str]:
+        """Every arm, in the order of the rows."""
+        return list(dict.fromkeys(row.arm for row in self.rows))
+
+    @property
+    def costs(self) -> list[float]:
+        """Every cost that was asked for, rising."""
+        return sorted({run.cost_target for run in self.runs if run.cost_target is not None})
+
 
 def summarise(results: Sequence[RunResult]) -> list[Comparison]:
     """Group runs by their settings, in the order in which the settings first appear.
 
     Raises:
-        LabError: there are no runs, or one arm and seed comes twice.
+        LabError: there are no runs, or one arm, cost and seed comes twice.
     """
     if not results:
         raise LabError("no finished run to report: run infobatch compare first")
@@ -82,27 +118,33 @@ def summarise(results: Sequence[RunResult]) -> list[Comparison]:
 
 
 def _comparison(runs: list[RunResult]) -> Comparison:
-    by_arm: dict[str, dict[int, RunResult]] = {name: {} for name in all_arms()}
+    place = {name: number for number, name in enumerate(all_arms())}
+    keys = sorted(
+        {(run.cost_target, run.arm) for run in runs},
+        key=lambda key: (key[0] or 0.0, place.get(key[1], len(place)), key[1]),
+    )
+    table: dict[tuple[float | None, str], Runs] = {key: {} for key in keys}
     for run in runs:
-        seeds = by_arm.setdefault(run.arm, {})
+        seeds = table[run.cost_target, run.arm]
         if run.seed in seeds:
-            raise LabError(f"{run.arm} with seed {run.seed} comes twice: give each file once")
+            raise LabError(f"{run.label} with seed {run.seed} comes twice: give each file once")
         seeds[run.seed] = run
     settings = runs[0].settings
-    reference = by_arm[REFERENCE]
-    rows = [_row(arm, seeds, reference, settings.margin) for arm, seeds in by_arm.items() if seeds]
+    reference = table.get((None, REFERENCE), {})
+    rows = [
+        _row(found, reference, table.get((cost, FEWER_EPOCHS), {}), settings.margin)
+        for (cost, _), found in table.items()
+    ]
     differences = {
-        name: _difference(by_arm[COST], by_arm[name])
+        name: _difference(table.get((None, COST), {}), table.get((None, name), {}))
         for name, arm in all_arms().items()
-        if arm.equal_cost
+        if arm.cost == "told"
     }
     controls = {name: difference for name, difference in differences.items() if difference}
     return Comparison(settings, runs, rows, controls)
 
 
-def _difference(
-    runs: dict[int, RunResult], reference: dict[int, RunResult]
-) -> PairedDifference | None:
+def _difference(runs: Runs, reference: Runs) -> PairedDifference | None:
     """The difference in metric over the seeds that both have; None without any."""
     paired = sorted(runs.keys() & reference.keys())
     if not paired:
@@ -112,51 +154,78 @@ def _difference(
     )
 
 
-def _row(
-    arm: str, runs: dict[int, RunResult], reference: dict[int, RunResult], margin: float
-) -> Row:
-    difference = _difference(runs, reference) if arm != REFERENCE else None
+def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
+    first = next(iter(runs.values()))
+    is_reference = first.arm == REFERENCE
+    difference = None if is_reference else _difference(runs, reference)
+    is_control = first.arm in (REFERENCE, FEWER_EPOCHS)
     paired = runs.keys() & reference.keys()
     wall_ratio = None
     if paired:
         wall_ratio = sum(runs[seed].wall_seconds for seed in paired) / sum(
             reference[seed].wall_seconds for seed in paired
         )
-    metrics = [run.metric for run in runs.values()]
-    full_samples = _mean([run.dataset_size * run.settings.epochs for run in runs.values()])
-    samples = _mean([run.cost.samples_backpropagated for run in runs.values()])
-    forwarded = _mean([run.cost.samples_forwarded for run in runs.values()])
+    targets = [_target(runs[seed], reference[seed], margin) for seed in paired]
+    reached = [target for target in targets if target is not None]
+    values = list(runs.values())
+    metrics = [run.metric for run in values]
     return Row(
-        arm=arm,
+        arm=first.arm,
+        cost_target=first.cost_target,
         seeds=len(runs),
         metric=_mean(metrics),
         metric_std=sample_std(metrics),
-        forwarded=forwarded,
-        samples=samples,
-        saved=100 * (1 - forwarded / full_samples),
-        epochs=_mean([run.epochs for run in runs.values()]),
-        steps=_mean([run.cost.steps for run in runs.values()]),
-        wall_seconds=_mean([run.wall_seconds for run in runs.values()]),
+        forwarded=_mean([run.cost.samples_forwarded for run in values]),
+        trained=_mean([run.cost.samples_backpropagated for run in values]),
+        cost=_mean([run.cost_fraction for run in values]),
+        epochs=_mean([run.epochs for run in values]),
+        steps=_mean([run.cost.steps for run in values]),
+        wall_seconds=_mean([run.wall_seconds for run in values]),
         wall_ratio=wall_ratio,
+        worst_class=_mean_known(values, lambda run: run.worst_class),
+        peak_memory=_mean_known(values, lambda run: run.peak_memory),
         difference=difference,
         verdict=difference.verdict(margin) if difference else "",
+        to_control=None if is_control else _difference(runs, control),
+        reached=len(reached),
+        cost_to_target=_mean([cost for cost, _ in reached]) if reached else None,
+        wall_to_target=_mean([wall for _, wall in reached]) if reached else None,
     )
+
+
+def _target(run: RunResult, reference: RunResult, margin: float) -> tuple[float, float] | None:
+    """Cost and wall ratio at which a run first came within the margin of its reference's end."""
+    points = zip(run.curves.metric, run.curves.samples, run.curves.seconds, strict=True)
+    full = run.dataset_size * run.settings.epochs
+    for metric, samples, seconds in points:
+        if metric is not None and metric >= reference.metric - margin:
+            return samples / full, seconds / reference.wall_seconds
+    return None
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _mean_known(
+    runs: Sequence[RunResult], value: Callable[[RunResult], float | None]
+) -> float | None:
+    known = [number for run in runs if (number := value(run)) is not None]
+    return _mean(known) if known else None
+
+
 COLUMNS = (
     "arm",
     "metric %",
-    "samples",
+    "trained",
+    "forwarded",
     "saved",
     "steps",
     "wall s",
     "wall/full",
     "difference",
     "verdict",
+    "to fewer epochs",
 )
 """Headings of the table, for `cells`."""
 
@@ -164,15 +233,40 @@ COLUMNS = (
 def cells(row: Row) -> tuple[str, ...]:
     """The row as text, column by column."""
     return (
-        row.arm,
+        row.label,
         f"{row.metric:.2f}" + ("" if row.metric_std is None else f" ± {row.metric_std:.2f}"),
-        f"{row.samples:,.0f}",
+        f"{row.trained:,.0f}",
+        f"{row.forwarded:,.0f}",
         f"{row.saved:.1f}%",
         f"{row.steps:,.0f}",
         f"{row.wall_seconds:.1f}",
         "" if row.wall_ratio is None else f"{row.wall_ratio:.2f}",
         "" if row.difference is None else describe(row.difference),
         row.verdict,
+        "" if row.to_control is None else describe(row.to_control),
+    )
+
+
+MORE_COLUMNS = (
+    "arm",
+    "worst class %",
+    "peak memory",
+    "reached",
+    "cost to target",
+    "wall to target",
+)
+"""Headings of the second table, for `more_cells`."""
+
+
+def more_cells(row: Row) -> tuple[str, ...]:
+    """What else is known of a row, as text."""
+    return (
+        row.label,
+        "" if row.worst_class is None else f"{row.worst_class:.2f}",
+        "" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.0f} MiB",
+        f"{row.reached} of {row.seeds}",
+        "" if row.cost_to_target is None else f"{row.cost_to_target:.2f}",
+        "" if row.wall_to_target is None else f"{row.wall_to_target:.2f}",
     )
 
 

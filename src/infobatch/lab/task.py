@@ -46,6 +46,41 @@ class TaskData:
             train_targets=self.train_targets[chosen],
         )
 
+    def with_labels(self, labels: Tensor) -> TaskData:
+        """The same training inputs under other labels."""
+        return replace(self, train_targets=labels.to(self.train_targets))
+
+    def with_random_labels(self, fraction: float) -> TaskData:
+        """The same task with a part of the training labels replaced by other classes; fixed."""
+        generator = torch.Generator().manual_seed(0)
+        labels, classes = self.train_targets.cpu().clone(), len(self.class_names)
+        wrong = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
+        shift = torch.randint(1, classes, (len(wrong),), generator=generator)
+        labels[wrong] = (labels[wrong] + shift) % classes
+        return self.with_labels(labels)
+
+    def imbalanced(self, ratio: float) -> TaskData:
+        """The same task with class sizes that fall from the first to the last by that ratio.
+
+        Class c of C keeps n * ratio ** (-c / (C - 1)) samples, as in the long-tailed CIFAR of Cui
+        et al., 2019 (arXiv 1901.05555), the same ones always. The test set stays as it is.
+        """
+        generator = torch.Generator().manual_seed(0)
+        labels = self.train_targets.cpu()
+        order = torch.randperm(len(labels), generator=generator)
+        sizes = torch.bincount(labels, minlength=len(self.class_names))
+        kept = []
+        for number in range(len(sizes)):
+            part = number / max(1, len(sizes) - 1)
+            size = max(1, round(int(sizes.min()) * ratio**-part))
+            kept.append(order[labels[order] == number][:size])
+        chosen = torch.cat(kept).sort().values
+        return replace(
+            self,
+            train_inputs=self.train_inputs[chosen],
+            train_targets=self.train_targets[chosen],
+        )
+
     def fingerprint(self) -> str:
         """A short digest of every byte, so that results on other data are not mixed with these."""
         digest = hashlib.sha256()
@@ -77,6 +112,9 @@ class Task:
         score: (outputs, targets) -> shape (B,); its mean over the test set, as a percentage, is
             the metric, and higher is better.
         metric: the name of that mean.
+        strong_inputs: as `inputs`, with strong augmentation; None where there is none.
+        human_labels: reads labels that people gave the training set, by `--data-dir` and name;
+            None where there are none.
         thumbnail: one stored row as an image for people, uint8 (H, W) or (H, W, 3); None where a
             sample cannot be drawn.
     """
@@ -94,4 +132,6 @@ class Task:
     loss: Callable[[Tensor, Tensor, float], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
     metric: str
+    strong_inputs: Callable[[Tensor, torch.Generator | None], Tensor] | None = None
+    human_labels: Callable[[Path | None, str], Tensor] | None = None
     thumbnail: Callable[[Tensor], np.ndarray] | None = None

@@ -12,18 +12,23 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 
-from infobatch.lab.arm import ArmRun
+from infobatch.lab.arm import ArmRun, InBatch
 from infobatch.lab.errors import LabError
 from infobatch.lab.observe import Observer
 from infobatch.lab.results import Cost, Curves
 from infobatch.lab.settings import Settings
 from infobatch.lab.task import Task, TaskData
+from infobatch.losses import batch_mean
 from infobatch.schedule import ProgressScheduler
 
 _EVALUATION_BATCH = 1000
+
+Watch = Callable[[Tensor, Tensor, Tensor], None]
+"""Is shown the indices, outputs and targets of each training batch."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class TrainingRun:
         self.seed = seed
         self.epochs = arm_run.epochs
         self.pruner = arm_run.pruner
+        self.arm_run = arm_run
+        self.watch: Watch | None = None
         self.device = data.train_inputs.device
         self.model = initial_model(task, settings, seed).to(self.device)
         if settings.channels_last:
@@ -101,7 +108,10 @@ class TrainingRun:
             plan = self.pruner.plan  # otherwise made when the sampler is iterated
         self.observer.before_epoch(plan, self.pruner.scores)
         with self._clock():
+            left_out = plan.pruned if self.arm_run.refresh else None
             self._train_epoch(epoch)
+            if left_out is not None:
+                self._refresh(left_out)
 
         record = self.pruner.history[-1]
         last = epoch == self.epochs - 1
@@ -110,45 +120,113 @@ class TrainingRun:
         self.curves.threshold.append(_finite(record.threshold))
         self.curves.mean_loss.append(_finite(record.mean_loss))
         self.curves.metric.append(self.evaluate() if due else None)
-        self.curves.samples.append(self.cost.samples_forwarded)
+        self.curves.samples.append(self.cost.passes)
+        self.curves.seconds.append(self.wall_seconds)
         return EpochReport(epoch, self.epochs, record.kept, record.total, self.curves.metric[-1])
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()
         batches = BatchSampler(self.pruner.sampler, self.settings.batch_size, drop_last=False)
+        in_batch = self.arm_run.in_batch
+        if in_batch is not None and epoch not in in_batch.epochs:
+            in_batch = None
         for step, batch in enumerate(batches):
             indices = torch.tensor(batch, device=self.device)
             targets = self.data.train_targets[indices]
             generator = torch.Generator().manual_seed(_augmentation_seed(self.seed, epoch, step))
-            outputs = self._forward(self.data.train_inputs[indices], generator)
-            losses = self.task.loss(outputs, targets, self.settings.label_smoothing)
-            loss = self.pruner.update(losses)
+            inputs = self._inputs(self.data.train_inputs[indices], generator)
+            if in_batch is not None:
+                loss = self._choose_in_batch(in_batch, inputs, targets, indices)
+            else:
+                losses = self._losses(inputs, targets, indices)
+                if self.arm_run.batch_mean:
+                    losses = batch_mean(losses.mean(), len(losses))
+                loss = self.pruner.update(losses)
+                self.cost.samples_forwarded += len(batch)
+                self.cost.samples_backpropagated += len(batch)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             self.scheduler.step()
-            self.cost.samples_forwarded += len(batch)
-            self.cost.samples_backpropagated += len(batch)
             self.cost.steps += 1
 
-    def _forward(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        inputs = self.task.inputs(rows, generator)
+    def _losses(self, inputs: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
+        outputs = self._forward(inputs)
+        if self.watch is not None:
+            self.watch(indices, outputs.detach(), targets)
+        return self.task.loss(outputs, targets, self.settings.label_smoothing)
+
+    def _choose_in_batch(
+        self, chooser: InBatch, inputs: Tensor, targets: Tensor, indices: Tensor
+    ) -> Tensor:
+        """Pass the whole batch forward, and train on what is chosen of it."""
+        with torch.no_grad():
+            outputs = self._forward(inputs)
+            losses = self.task.loss(outputs, targets, self.settings.label_smoothing)
+        self.pruner.update(losses)
+        errors = None
+        if chooser.by_error:
+            probabilities = outputs.float().softmax(dim=1)
+            errors = (probabilities - F.one_hot(targets, outputs.shape[1])).norm(dim=1)
+        pruner = chooser.pruner
+        due = int(chooser.keep_ratio * (pruner.forwarded + len(losses))) - pruner.backpropagated
+        keep = min(len(losses), max(1, due))
+        choice = pruner.select(losses, keep=keep, scores=errors, indices=indices)
+        at = choice.positions
+        self.cost.samples_forwarded += len(losses) + keep
+        self.cost.samples_backpropagated += keep
+        return (choice.weights * self._losses(inputs[at], targets[at], indices[at])).mean()
+
+    @torch.no_grad()
+    def _refresh(self, left_out: Tensor) -> None:
+        """Pass forward what an epoch has left out, without augmentation, and score it anew."""
+        if len(left_out) == 0:
+            return
+        self.model.eval()
+        scores = []
+        for part in left_out.to(self.device).split(_EVALUATION_BATCH):
+            outputs = self._forward(self._inputs(self.data.train_inputs[part], None))
+            targets = self.data.train_targets[part]
+            scores.append(self.task.loss(outputs, targets, self.settings.label_smoothing))
+        self.pruner.rescore(left_out, torch.cat(scores))
+        self.cost.samples_forwarded += len(left_out)
+
+    def _inputs(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        strong = self.settings.augmentation == "strong"
+        build = self.task.strong_inputs if strong and self.task.strong_inputs else self.task.inputs
+        inputs = build(rows, generator)
         if self.settings.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _forward(self, inputs: Tensor) -> Tensor:
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             return self._compute(inputs)
 
-    @torch.no_grad()
     def evaluate(self) -> float:
         """The metric on the whole test set, in percent."""
+        return 100 * float(self._test_scores().double().mean())
+
+    def worst_class(self) -> float:
+        """The metric on the test samples of the class where it is lowest, in percent."""
+        scores, labels = self._test_scores().double(), self.data.test_targets
+        sums = torch.zeros(len(self.data.class_names), dtype=torch.float64, device=self.device)
+        sums = sums.index_add(0, labels, scores)
+        sizes = torch.bincount(labels, minlength=len(sums))
+        return 100 * float((sums / sizes)[sizes > 0].min())
+
+    @torch.no_grad()
+    def _test_scores(self) -> Tensor:
         self.model.eval()
-        total = 0.0
-        for start in range(0, len(self.data.test_targets), _EVALUATION_BATCH):
-            rows = slice(start, start + _EVALUATION_BATCH)
-            outputs = self._forward(self.data.test_inputs[rows], None)
-            total += float(self.task.score(outputs, self.data.test_targets[rows]).sum())
-        return 100 * total / len(self.data.test_targets)
+        parts = zip(
+            self.data.test_inputs.split(_EVALUATION_BATCH),
+            self.data.test_targets.split(_EVALUATION_BATCH),
+            strict=True,
+        )
+        return torch.cat(
+            [self.task.score(self._forward(self._inputs(rows, None)), y) for rows, y in parts]
+        )
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -161,12 +239,14 @@ class TrainingRun:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the run depends on; plain tensors, numbers and containers."""
+        in_batch = self.arm_run.in_batch
         return {
             "settings": self.settings.digest,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "pruner": self.pruner.state_dict(),
+            "in_batch": None if in_batch is None else in_batch.pruner.state_dict(),
             "observer": self.observer.state_dict(),
             "cost": vars(self.cost),
             "curves": vars(self.curves),
@@ -179,6 +259,8 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.pruner.load_state_dict(state["pruner"])
+        if self.arm_run.in_batch is not None:
+            self.arm_run.in_batch.pruner.load_state_dict(state["in_batch"])
         self.observer.load_state_dict(state["observer"])
         self.cost = Cost(**state["cost"])
         self.curves = Curves(**state["curves"])

@@ -37,11 +37,13 @@ class SlidingWindow:
         random_ratio: r in [0, 1).
         groups: k, at least 1. 5 in the paper.
         window: alpha in (0, 1]. 0.9 on CIFAR, 0.6 on ImageNet.
+        random_from: the epoch from which on samples are only dropped at random; None: none.
     """
 
     random_ratio: float = 0.1
     groups: int = 5
     window: float = 0.9
+    random_from: int | None = None
 
     def __post_init__(self) -> None:
         ratio = check_fraction("random_ratio", self.random_ratio, below_one=True)
@@ -81,6 +83,8 @@ class SlidingWindow:
 
     def _rank(self, scores: FloatArray, epoch: int) -> NDArray[np.int64]:
         """0 for what is in the window or has no score; then group after group outward."""
+        if self.random_from is not None and epoch >= self.random_from:
+            return np.zeros(len(scores), dtype=np.int64)
         group = one_dimensional_k_means(scores, self.groups)
         width = min(self.groups, max(1, int(self.window * self.groups + 0.5)))
         start = epoch % (self.groups - width + 1)

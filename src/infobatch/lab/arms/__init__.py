@@ -1,4 +1,4 @@
-"""The arms: one file each, and each file defines `ARM`."""
+"""The arms: each file defines `ARM`, one of them or a tuple of a family."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import sys
 from collections.abc import Sequence
 
 from infobatch.lab.arm import Arm
-from infobatch.lab.registry import choose, discover
+from infobatch.lab.errors import LabError
+from infobatch.lab.registry import discover
 
 REFERENCE = "full"
 """The arm that every other is compared with."""
 COST = "infobatch"
-"""The arm whose realised cost the equal-cost arms spend."""
+"""The arm whose realised cost the others spend where no cost is given."""
+FEWER_EPOCHS = "fewer-epochs"
+"""The line to beat."""
+DEFAULT = (REFERENCE, FEWER_EPOCHS, COST, "infobatch-quantile", "random")
+"""What a comparison runs if nothing else is asked for."""
 
 
 def all_arms() -> dict[str, Arm]:
@@ -20,15 +25,34 @@ def all_arms() -> dict[str, Arm]:
     return {REFERENCE: arms.pop(REFERENCE), **arms}
 
 
-def choose_arms(names: Sequence[str]) -> list[Arm]:
-    """The named arms in running order, and the `infobatch` arm if one of them needs its cost.
+def families() -> dict[str, list[str]]:
+    """Names of arms by the name that stands for several of them; `all` is every one."""
+    arms = all_arms()
+    names = sorted({arm.family for arm in arms.values() if arm.family})
+    members = {name: [arm.name for arm in arms.values() if arm.family == name] for name in names}
+    return {**members, "all": list(arms)}
+
+
+def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Arm]:
+    """The named arms in running order, and the `infobatch` arm if others need its cost.
+
+    Args:
+        names: of arms or families.
+        costs: as given by `--cost`; with them no arm needs another's.
 
     Raises:
         LabError: a name is unknown.
     """
-    arms = all_arms()
-    chosen = {name: choose(name, arms, what="arm") for name in names}
-    if any(arm.equal_cost for arm in chosen.values()):
+    arms, groups = all_arms(), families()
+    chosen: dict[str, Arm] = {}
+    for name in names:
+        if name not in arms and name not in groups:
+            raise LabError(
+                f"unknown arm {name!r}; choose from: {', '.join(arms)}; or one of the families "
+                f"{', '.join(groups)}"
+            )
+        chosen.update({member: arms[member] for member in groups.get(name, [name])})
+    if not costs and any(arm.cost == "told" for arm in chosen.values()):
         chosen[COST] = arms[COST]
     place = list(arms)
-    return sorted(chosen.values(), key=lambda arm: (arm.equal_cost, place.index(arm.name)))
+    return sorted(chosen.values(), key=lambda arm: (arm.cost == "told", place.index(arm.name)))

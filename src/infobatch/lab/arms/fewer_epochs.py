@@ -1,25 +1,39 @@
-"""Full data for fewer epochs at InfoBatch's cost: the control that any saving has to beat.
+"""Full data for fewer epochs at the same cost: the control that any saving has to beat.
 
 The learning rate schedule is built for these epochs, so that it is compressed, not cut off.
 """
 
 from __future__ import annotations
 
+import math
+
 from infobatch import DataPruner
 from infobatch.lab.arm import Arm, ArmContext, ArmRun
-from infobatch.policies import FullData
+from infobatch.policies import RandomSubset
 
 
 def start(context: ArmContext) -> ArmRun:
-    """Full data for the number of epochs nearest to InfoBatch's cost, at least one."""
-    epochs = max(1, round(context.equal_cost_samples / context.dataset_size))
-    pruner = DataPruner(context.dataset_size, epochs, FullData(), seed=context.seed)
+    """Full data for as many epochs as the cost pays for; the first is short by what is left over.
+
+    It is the first because every later one then has all samples, the last among them.
+    """
+    paid = context.told_cost * context.epochs
+    epochs = max(1, math.ceil(paid - 1e-9))
+    pruner = DataPruner(
+        context.dataset_size,
+        epochs,
+        RandomSubset(rescale=False),
+        delta=1 / epochs,
+        warmup_epochs=0,
+        seed=context.seed,
+        budget=min(1.0, paid / epochs),
+    )
     return ArmRun(epochs, pruner)
 
 
 ARM = Arm(
     name="fewer-epochs",
-    description="full data, as many epochs as cost what InfoBatch did",
+    description="full data, for as many epochs as the cost pays for",
     start=start,
-    equal_cost=True,
+    family="controls",
 )

@@ -13,4 +13,4 @@ def start(context: ArmContext) -> ArmRun:
     return ArmRun(context.epochs, pruner)
 
 
-ARM = Arm(name="full", description="full data every epoch", start=start)
+ARM = Arm(name="full", description="full data every epoch", start=start, cost="own")

@@ -56,6 +56,7 @@ TASK = Task(
     load=load,
     build=build,
     inputs=ImageInputs(mean=(0.305,), std=(0.376,)),
+    strong_inputs=ImageInputs((0.305,), (0.376,), crop_padding=1, erase=3, contrast=0.4),
     loss=cross_entropy,
     score=correct,
     metric="test accuracy",

@@ -1,0 +1,130 @@
+"""The proxy run of static pruning: a short training on full data, and what it shows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infobatch.coresets import Coreset, Evidence, choose
+from infobatch.lab.arm import ArmRun, Proxy
+from infobatch.lab.results import Cost
+from infobatch.lab.settings import Settings
+from infobatch.lab.task import Task, TaskData
+from infobatch.lab.train import TrainingRun
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class ProxyOutcome:
+    """A coreset, and what finding it has cost."""
+
+    coreset: Coreset
+    cost: Cost
+    seconds: float
+
+
+def run_proxy(
+    task: Task, data: TaskData, settings: Settings, arm_run: ArmRun, *, seed: int, path: Path
+) -> ProxyOutcome:
+    """Train the proxy, score every sample, and choose; or read what an earlier call has found.
+
+    Args:
+        task: what is learned.
+        data: on the device that the run is to use.
+        settings: of the comparison.
+        arm_run: with a proxy, and the pruner of the proxy's own epochs.
+        seed: of the run, and of the draws.
+        path: keeps the outcome, so that an interrupted run need not find it again.
+    """
+    proxy = arm_run.proxy
+    assert proxy is not None
+    if path.exists():
+        return _read(path)
+    started = time.perf_counter()
+    evidence, cost = _evidence(task, data, settings, arm_run, proxy, seed)
+    coreset = choose(proxy.method, evidence, proxy.keep, seed=seed)
+    outcome = ProxyOutcome(coreset, cost, time.perf_counter() - started)
+    _write(outcome, path)
+    return outcome
+
+
+def _evidence(
+    task: Task, data: TaskData, settings: Settings, arm_run: ArmRun, proxy: Proxy, seed: int
+) -> tuple[Evidence, Cost]:
+    size, classes = len(data.train_targets), len(data.class_names)
+    labels = data.train_targets.cpu().numpy()
+    if proxy.epochs == 0:
+        nothing = np.zeros((size, 1), np.float32)
+        no_head = np.zeros((classes, 1), np.float32)
+        flat = np.full((size, classes), 1 / classes, np.float32)
+        return Evidence(labels, flat, nothing, no_head, np.zeros((1, size), bool)), Cost()
+    # Its own epochs and schedule, and no evaluation but the one that every run ends with.
+    own = replace(settings, epochs=proxy.epochs, eval_every=proxy.epochs)
+    run = TrainingRun(task, data, replace(arm_run, epochs=proxy.epochs, proxy=None), own, seed=seed)
+    correct = torch.zeros(proxy.epochs, size, dtype=torch.bool, device=run.device)
+
+    def watch(indices: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        correct[len(run.curves.kept), indices] = outputs.argmax(dim=1) == targets
+
+    run.watch = watch
+    while not run.finished:
+        run.run_epoch()
+    features, logits, head = _outputs(run)
+    run.cost.samples_forwarded += size
+    evidence = Evidence(
+        labels,
+        logits.softmax(dim=1).numpy(),
+        features.numpy(),
+        head.numpy(),
+        correct.cpu().numpy(),
+    )
+    return evidence, run.cost
+
+
+@torch.no_grad()
+def _outputs(run: TrainingRun) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (N, D), logits (N, C) and the last layer's weight (C, D), float32 on the host."""
+    heads = [module for module in run.model.modules() if isinstance(module, nn.Linear)]
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].float().cpu())
+
+    run.model.eval()
+    hook = heads[-1].register_forward_pre_hook(keep)
+    try:
+        logits = [
+            run.model(run.task.inputs(rows, None)).float().cpu()
+            for rows in run.data.train_inputs.split(_BATCH)
+        ]
+    finally:
+        hook.remove()
+    return torch.cat(seen), torch.cat(logits), heads[-1].weight.detach().float().cpu()
+
+
+def _write(outcome: ProxyOutcome, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = outcome.coreset.weights
+    state = {
+        "indices": torch.from_numpy(outcome.coreset.indices),
+        "weights": None if weights is None else torch.from_numpy(weights),
+        "cost": vars(outcome.cost),
+        "seconds": outcome.seconds,
+    }
+    unfinished = path.with_suffix(".tmp")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
+
+
+def _read(path: Path) -> ProxyOutcome:
+    state = torch.load(path, weights_only=True)
+    weights = None if state["weights"] is None else state["weights"].numpy()
+    coreset = Coreset(state["indices"].numpy(), weights)
+    return ProxyOutcome(coreset, Cost(**state["cost"]), state["seconds"])
