@@ -54,7 +54,7 @@ def check_indices(
         LossError: wrong shape, not integers, or out of range.
     """
     given = torch.as_tensor(indices).detach().cpu()
-    integral = not (given.is_floating_point() or given.is_complex())
+    integral = not (given.is_floating_point() or given.is_complex()) or given.numel() == 0
     if tuple(given.shape) != (length,) or not integral or given.dtype == torch.bool:
         raise LossError(
             f"indices must be one integer per loss, shape ({length},), got {given.dtype} of "

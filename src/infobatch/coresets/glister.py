@@ -18,8 +18,8 @@ def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
     """Greedy by the first-order gain, of the last layer; the training set validates itself.
 
     The gain of a sample is the product of its gradient with the validation gradient. After each
-    tenth of the choice the layer takes a step along the mean gradient of what has been chosen,
-    and the validation gradient is taken anew. Chosen within each class.
+    tenth of the choice the validation gradient is taken anew, at where one step along the mean
+    gradient of what has been chosen leads. Chosen within each class.
     """
     size, labels = len(evidence), evidence.labels
     inputs = np.concatenate([evidence.features, np.ones((size, 1), np.float32)], axis=1)
@@ -42,5 +42,5 @@ def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
             wanted = quota * number // ROUNDS - int(taken[rows].sum())
             taken[rows[np.argsort(-gains[rows], kind="stable")[: max(wanted, 0)]]] = True
         if taken.any():
-            moved -= STEP * (errors[taken].T @ inputs[taken]) / int(taken.sum())
+            moved = -STEP * (errors[taken].T @ inputs[taken]) / int(taken.sum())
     return Coreset(np.flatnonzero(taken).astype(np.int64))

@@ -17,14 +17,14 @@ _MOST = 10.0
 
 
 def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
-    """Orthogonal matching pursuit of each class's gradient sum, in rounds; needs scikit-learn.
+    """Matching pursuit of each class's gradient sum, with weights that are not negative, in rounds.
 
-    A pursuit can only use as many samples as the gradient has dimensions before it fits. So it
-    runs in rounds, each over the samples that are left, until the quota is full; samples that a
-    round gave no positive weight are not taken by it, and what no round takes is filled up at
-    random. Each round stands for the whole gradient, so its weights are brought to mean 1, and
-    none may be above 10: pursuits give single samples hundreds of times the weight of others,
-    with which no training converges.
+    A round takes a support from orthogonal matching pursuit (scikit-learn) and refits it with
+    non-negative least squares (scipy). A pursuit can only use as many samples as the gradient has
+    dimensions before it fits. So it runs in rounds, each over the samples that are left, until the
+    quota is full; what no round can use is filled up at random. Each round stands for the whole
+    gradient, so its weights are brought to mean 1, and none may be above 10: pursuits give single
+    samples hundreds of times the weight of others, with which no training converges.
     """
     indices, weights = [], []
     for rows, quota in evidence.quotas(keep):
@@ -38,33 +38,32 @@ def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
 def _match(
     gradients: NDArray[np.float32], quota: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    from sklearn.linear_model import orthogonal_mp_gram  # of the lab extra
+    from scipy.optimize import nnls  # both are of the lab extra
+    from sklearn.linear_model import orthogonal_mp_gram
 
-    target = gradients.sum(axis=0, dtype=np.float64)
-    # The same geometry in as few dimensions as there are.
-    scale = float(np.abs(gradients).max()) or 1.0
-    atoms = gradients.astype(np.float64) / scale
-    target = target / scale
+    atoms = gradients.astype(np.float64) / (float(np.abs(gradients).max()) or 1.0)
+    target = atoms.sum(axis=0)
     free = np.arange(len(atoms))
     found: list[NDArray[np.int64]] = []
     weights: list[NDArray[np.float64]] = []
     left = quota
     while left:
         part = atoms[free]
-        at_once = int(min(left, len(free), max(1, np.linalg.matrix_rank(part) // 2)))
-        gram, xy = part @ part.T, part @ target
+        at_once = int(min(left, len(free), max(1, np.linalg.matrix_rank(part))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # it has fitted before it was full
-            coefficients = np.asarray(orthogonal_mp_gram(gram, xy, n_nonzero_coefs=at_once))
-        taken = np.flatnonzero(coefficients > 1e-9)
-        if not len(taken):
+            pursued = orthogonal_mp_gram(part @ part.T, part @ target, n_nonzero_coefs=at_once)
+        support = np.flatnonzero(np.atleast_1d(np.asarray(pursued)))
+        fitted = nnls(part[support].T, target, maxiter=30 * len(support))[0] if len(support) else []
+        positive = np.asarray(fitted) > 1e-9
+        if not positive.any():
             break
+        taken, fitted = support[positive], np.asarray(fitted)[positive]
         found.append(free[taken])
-        weights.append(np.minimum(coefficients[taken] / coefficients[taken].mean(), _MOST))
+        weights.append(np.minimum(fitted / fitted.mean(), _MOST))
         free = np.delete(free, taken)
         left -= len(taken)
     if left:
-        rest = rng.choice(free, size=left, replace=False)
-        found.append(rest)
+        found.append(rng.choice(free, size=left, replace=False))
         weights.append(np.ones(left))
     return np.concatenate(found), np.concatenate(weights)

@@ -22,7 +22,6 @@ from infobatch.policies import (
     SlidingWindow,
     UpperConfidenceBound,
 )
-from infobatch.policies.kakurenbo import falling_fraction
 
 
 def start(

@@ -1,0 +1,327 @@
+"""Checks that any policy, also one of your own, can be run through.
+
+    from infobatch.testing import check_policy
+
+    def test_my_policy():
+        check_policy(MyPolicy(), unbiased=True)
+
+Each check raises an AssertionError that says what does not hold. They take seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from infobatch.policies import (
+    AnyPolicy,
+    BatchPolicy,
+    ExactPolicy,
+    MemoryPolicy,
+    Selection,
+    is_exact,
+    is_native,
+)
+from infobatch.policies.base import is_policy, selection_of
+from infobatch.pruner import DataPruner
+from infobatch.scores import FloatArray
+
+SIZES = (1, 2, 3, 17, 400)
+_DRAWS = 3000
+_EPOCHS = 6
+
+
+def check_policy(policy: AnyPolicy, *, unbiased: bool = False, num_samples: int = 120) -> None:
+    """Check all that a policy promises by being one.
+
+    - It selects from pools of any size, of one sample up, and from any scores: equal ones, none
+      known, infinite ones; it keeps at least one sample, weights are positive and finite, and the
+      scores are not written to.
+    - It is deterministic: the same scores, epoch and generator give the same selection, and a
+      copy of the policy does too.
+    - Told how many to keep, it keeps exactly so many, and a run under `budget=` costs what it
+      should.
+    - A memory does not depend on how an epoch's losses are cut, and a run that is saved within an
+      epoch and resumed ends like one that was not.
+
+    Args:
+        policy: the policy. Settings that depend on the size of a data set must fit `num_samples`.
+        unbiased: it claims that E[weight * kept] = 1 for every sample; then this is tested, with
+            a chance of a false alarm below one in ten thousand.
+        num_samples: of the runs; policies bound to a data set are only tried with pools of this
+            size.
+
+    Raises:
+        AssertionError: something does not hold; the message says what.
+    """
+    _require(is_policy(policy), f"{policy!r} has none of select, select_exactly and select_from")
+    modes = [mode for mode, can in ((False, is_native), (True, is_exact)) if can(policy)]
+    _require(bool(modes), f"{policy!r} is neither native nor exact")
+    bound = _is_bound(policy)
+    for exact in modes:
+        for size in (num_samples,) if bound else SIZES:
+            for name, scores in _score_vectors(size):
+                _check_selections(policy, scores, exact=exact, name=f"{size} {name} scores")
+        _check_run(policy, num_samples, exact=exact)
+        if unbiased:
+            _check_unbiased(policy, num_samples, exact=exact)
+    if isinstance(policy, MemoryPolicy):
+        _check_memory(policy, num_samples)
+
+
+def check_batch_policy(policy: BatchPolicy, *, unbiased: bool = False) -> None:
+    """Check all that an in-batch policy promises by being one.
+
+    Args:
+        policy: the policy.
+        unbiased: it claims that the weighted mean of what it chooses is, in expectation, the mean
+            of the batch; tested for scores that are all positive.
+
+    Raises:
+        AssertionError: something does not hold; the message says what.
+    """
+    for size in (1, 2, 5, 64):
+        for name, scores in _score_vectors(size):
+            ranked = np.nan_to_num(scores, nan=1.0, posinf=2.0, neginf=0.0)
+            for keep in {1, (size + 1) // 2, size}:
+                results = []
+                for _ in range(2):
+                    memory = _fresh(policy.columns, size)
+                    before = ranked.copy()
+                    choice = policy.select_batch(ranked, memory, keep, np.random.default_rng(7))
+                    where = f"{size} {name} scores, keep={keep}"
+                    _require(np.array_equal(ranked, before), f"{where}: scores were written to")
+                    results.append((choice.positions, choice.weights, memory))
+                    positions, weights = choice.positions, choice.weights
+                    _require(
+                        positions.shape == weights.shape == (keep,),
+                        f"{where}: positions and weights must be ({keep},), got "
+                        f"{positions.shape} and {weights.shape}",
+                    )
+                    _require(
+                        positions.dtype == np.int64
+                        and positions.min() >= 0
+                        and positions.max() < size,
+                        f"{where}: positions must be int64, 0 to {size - 1}, got {positions}",
+                    )
+                    _require(
+                        bool(np.all(np.isfinite(weights) & (weights > 0))),
+                        f"{where}: weights must be positive and finite, got {weights}",
+                    )
+                    _require(set(memory) == set(policy.columns), f"{where}: columns have changed")
+                for first, second in zip(results[0][:2], results[1][:2], strict=True):
+                    _require(np.array_equal(first, second), f"{name}: not deterministic")
+    if unbiased:
+        rng = np.random.default_rng(0)
+        scores = rng.gamma(1.0, size=16).astype(np.float32) + 0.05
+        sums = np.zeros((_DRAWS, len(scores)))
+        for draw in range(_DRAWS):
+            choice = policy.select_batch(scores, _fresh(policy.columns, 16), 6, rng)
+            np.add.at(sums[draw], choice.positions, choice.weights * 16 / 6)
+        _check_means(sums, f"{policy!r}")
+
+
+# ------------------------------------------------------------------ selections
+
+
+def _score_vectors(size: int) -> Iterator[tuple[str, FloatArray]]:
+    rng = np.random.default_rng(size)
+    ordinary = rng.gamma(0.7, size=size).astype(np.float32)
+    yield "ordinary", ordinary
+    yield "equal", np.full(size, 0.1, np.float32)
+    yield "zero", np.zeros(size, np.float32)
+    yield "unknown", np.full(size, np.nan, np.float32)
+    some = ordinary.copy()
+    some[::3] = np.nan
+    some[1::5] = np.inf
+    yield "partly unknown", some
+    yield "tied", np.round(ordinary).astype(np.float32)
+    yield "negative", -ordinary
+    yield "large", (ordinary * np.float32(1e30)).astype(np.float32)
+
+
+def _check_selections(policy: AnyPolicy, scores: FloatArray, *, exact: bool, name: str) -> None:
+    size = len(scores)
+    for keep in _keeps(policy, size) if exact else [None]:
+        where = f"{policy!r}, {name}" + ("" if keep is None else f", keep={keep}")
+        selections = []
+        for who in (policy, policy, copy.deepcopy(policy)):
+            memory = _memory_after_an_epoch(who, scores)
+            view = scores.view()
+            view.flags.writeable = False
+            selections.append(selection_of(who, memory, view, keep, 3, np.random.default_rng(5)))
+            if isinstance(who, MemoryPolicy):
+                again = selection_of(who, memory, view, keep, 3, np.random.default_rng(5))
+                _require(
+                    _equal(again, selections[-1]),
+                    f"{where}: asked twice for one epoch, it has given two selections",
+                )
+        first = selections[0]
+        _require(isinstance(first, Selection), f"{where}: got {type(first).__name__}, no Selection")
+        _require(len(first) == size, f"{where}: the selection is of {len(first)} samples")
+        for other in selections[1:]:
+            _require(_equal(first, other), f"{where}: not deterministic")
+        kept = int(np.count_nonzero(_weights(first)))
+        _require(kept > 0, f"{where}: nothing is kept")
+        if keep is not None:
+            _require(kept == keep, f"{where}: {kept} samples are kept")
+
+
+def _keeps(policy: AnyPolicy, size: int) -> list[int | None]:
+    assert isinstance(policy, (ExactPolicy, MemoryPolicy))
+    least = policy.min_keep(size)
+    _require(
+        isinstance(least, int) and 1 <= least <= size,
+        f"{policy!r}: min_keep({size}) must be an int, 1 to {size}, got {least!r}",
+    )
+    return [*sorted({least, (least + size + 1) // 2, max(least, size - 1), size})]
+
+
+def _check_unbiased(policy: AnyPolicy, size: int, *, exact: bool) -> None:
+    """The mean of weight * kept over many draws is 1, for every sample."""
+    scores = np.random.default_rng(1).gamma(0.7, size=size).astype(np.float32)
+    keep = None
+    if exact:
+        assert isinstance(policy, (ExactPolicy, MemoryPolicy))
+        keep = (policy.min_keep(size) + 2 * size) // 3
+    sums = np.empty((_DRAWS, size))
+    for draw in range(_DRAWS):
+        memory = _memory_after_an_epoch(policy, scores)
+        rng = np.random.default_rng((2, draw))
+        sums[draw] = _weights(selection_of(policy, memory, scores, keep, 3, rng))
+    _check_means(sums, f"{policy!r}" + (f", keep={keep}" if exact else ""))
+
+
+def _check_means(draws: NDArray[np.float64], where: str) -> None:
+    means = draws.mean(axis=0)
+    errors = np.maximum(draws.std(axis=0, ddof=1) / np.sqrt(len(draws)), 1e-9)
+    furthest = int(np.argmax(np.abs(means - 1.0) / errors))
+    _require(
+        abs(means[furthest] - 1.0) <= 6.0 * errors[furthest],
+        f"{where} is not unbiased: the mean weight of sample {furthest} is {means[furthest]:.4f} "
+        f"over {len(draws)} draws, with a standard error of {errors[furthest]:.4f}",
+    )
+
+
+# ------------------------------------------------------------------ memory and runs
+
+
+def _check_memory(policy: MemoryPolicy, size: int) -> None:
+    """What is remembered of an epoch does not depend on when it was told."""
+    rng = np.random.default_rng(3)
+    outcomes = []
+    for cuts in (1, 4):
+        memory = _fresh(policy.columns, size)
+        draws = np.random.default_rng(4)
+        for _ in range(3):
+            rows = draws.permutation(size)
+            scores = draws.gamma(1.0, size=size).astype(np.float32)
+            batches = [8] * (size // 8) + ([size % 8] if size % 8 else [])
+            ends = np.cumsum([0, *batches])
+            for part in np.array_split(np.arange(len(batches)), cuts):
+                if len(part):
+                    span = slice(ends[part[0]], ends[part[-1] + 1])
+                    told = [batches[number] for number in part]
+                    policy.remember(memory, rows[span], scores[span], told, trained=True)
+        policy.remember(memory, np.arange(2), np.ones(2, np.float32), [2], trained=False)
+        outcomes.append(memory)
+    for name in policy.columns:
+        _require(
+            np.array_equal(outcomes[0][name], outcomes[1][name], equal_nan=True),
+            f"{policy!r}: column {name!r} depends on how the losses of an epoch were cut",
+        )
+    repeated = rng.integers(0, size, size=16)
+    policy.remember(memory, repeated, np.ones(16, np.float32), [16], trained=True)
+
+
+def _check_run(policy: AnyPolicy, size: int, *, exact: bool) -> None:
+    """A run saved within an epoch and resumed ends like one that was not; a budget is met."""
+    budget = None
+    if exact:
+        assert isinstance(policy, (ExactPolicy, MemoryPolicy))
+        least = policy.min_keep(size) / size
+        budget = max(0.75, 0.999 * least + 0.001)
+    whole, _ = _train(policy, size, budget, save=False)
+    resumed, _ = _train(policy, size, budget, save=True)
+    _require(
+        torch.equal(whole.scores.nan_to_num(-1), resumed.scores.nan_to_num(-1))
+        and repr(whole.history) == repr(resumed.history),
+        f"{policy!r}: a run that was saved and resumed has ended otherwise than one that was not",
+    )
+    if budget is not None:
+        passes = sum(record.kept for record in whole.history)
+        wanted = int(budget * size * _EPOCHS + 0.5)
+        _require(
+            passes == wanted,
+            f"{policy!r}: under budget={budget} a run cost {passes} sample passes, not {wanted}",
+        )
+
+
+def _train(
+    policy: AnyPolicy, size: int, budget: float | None, *, save: bool
+) -> tuple[DataPruner, DataPruner]:
+    def build() -> DataPruner:
+        return DataPruner(size, _EPOCHS, copy.deepcopy(policy), delta=1.0, seed=9, budget=budget)
+
+    first = pruner = build()
+    generator = np.random.default_rng(11)
+    hardness = torch.from_numpy(generator.gamma(1.0, size=size).astype(np.float32))
+    for epoch in range(_EPOCHS):
+        due = save and epoch == _EPOCHS // 2
+        while pruner.epoch == epoch:
+            for batch in torch.utils.data.BatchSampler(pruner.sampler, 8, drop_last=False):
+                rows = torch.tensor(batch)
+                pruner.update(hardness[rows] / (1.0 + epoch) + 0.01 * (rows % 7))
+                if due:
+                    file = io.BytesIO()
+                    torch.save(pruner.state_dict(), file)
+                    file.seek(0)
+                    pruner, due = build(), False
+                    pruner.load_state_dict(torch.load(file, weights_only=True))
+                    break
+    return pruner, first
+
+
+def _memory_after_an_epoch(policy: AnyPolicy, scores: FloatArray) -> dict[str, FloatArray]:
+    """The memory of a policy that has seen these scores once; empty if it has none."""
+    if not isinstance(policy, MemoryPolicy):
+        return {}
+    memory = _fresh(policy.columns, len(scores))
+    seen = np.flatnonzero(~np.isnan(scores))
+    if len(seen):
+        batches = [4] * (len(seen) // 4) + ([len(seen) % 4] if len(seen) % 4 else [])
+        with np.errstate(over="ignore", invalid="ignore"):
+            policy.remember(memory, seen, scores[seen], batches, trained=True)
+    return memory
+
+
+def _fresh(columns: Any, size: int) -> dict[str, FloatArray]:
+    return {name: np.full(size, value, dtype=np.float32) for name, value in columns.items()}
+
+
+def _is_bound(policy: object) -> bool:
+    """Whether a policy, or one inside it, knows the samples of one data set."""
+    inside = getattr(policy, "policy", None)
+    own = any(hasattr(policy, name) for name in ("groups", "indices"))
+    return (own and not isinstance(getattr(policy, "groups", None), int)) or (
+        inside is not None and _is_bound(inside)
+    )
+
+
+def _weights(selection: Selection) -> NDArray[np.floating[Any]]:
+    return selection.weights_of(np.arange(len(selection)))
+
+
+def _equal(one: Selection, other: Selection) -> bool:
+    return len(one) == len(other) and bool(np.array_equal(_weights(one), _weights(other)))
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise AssertionError(message)

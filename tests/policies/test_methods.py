@@ -1,0 +1,483 @@
+"""Each method against a naive reference: a loop over samples, written from its paper.
+
+The reference and the policy share their draws: the same generator, asked in the same order.
+"""
+
+import itertools
+import math
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from infobatch import policies as p
+from infobatch.policies.seta import one_dimensional_k_means
+
+N = 60
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def losses(seed=0, size=N):
+    return rng(seed + 100).gamma(0.8, size=size).astype(np.float32)
+
+
+def weights(selection):
+    return selection.weights_of(np.arange(len(selection)))
+
+
+def kept(selection):
+    return set(np.flatnonzero(weights(selection)).tolist())
+
+
+def memory_of(policy, size=N):
+    return {name: np.full(size, value, np.float32) for name, value in policy.columns.items()}
+
+
+def hardest_first(values):
+    """Indices by falling value; distinct values are assumed."""
+    return sorted(range(len(values)), key=lambda i: -values[i])
+
+
+# ------------------------------------------------------------------ InfoBatch under a budget
+
+
+@pytest.mark.parametrize("keep", [20, 33, 45, 59, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_budget_threshold(keep, seed):
+    scores = losses(seed)
+    policy = p.BudgetThreshold(max_weight=4.0)
+    selection = policy.select_exactly(scores, keep, 3, rng(seed))
+    pool = [i for i in range(N) if scores[i] < fmean(map(float, scores))]
+    needed = math.ceil((N - keep) * 4 / 3)  # so many, to drop so many at a weight of at most 4
+    if len(pool) < needed:
+        pool = sorted(range(N), key=lambda i: scores[i])[:needed]
+    dropped = set(range(N)) - kept(selection)
+    assert len(dropped) == N - keep
+    assert dropped <= set(pool)
+    weight = len(pool) / (len(pool) - len(dropped)) if dropped else 1.0
+    assert weight <= 4.0 + 1e-9
+    expected = [0.0 if i in dropped else weight if i in pool else 1.0 for i in range(N)]
+    np.testing.assert_allclose(weights(selection), expected)
+    assert weights(selection).sum() == pytest.approx(N)
+
+
+def test_budget_threshold_prunes_unknown_samples_only_when_nothing_else_is_left():
+    scores = losses()
+    scores[:20] = np.nan
+    policy = p.BudgetThreshold()
+    assert set(range(20)) <= kept(policy.select_exactly(scores, 31, 1, rng()))
+    assert not set(range(20)) <= kept(policy.select_exactly(scores, 15, 1, rng()))
+
+
+def test_budget_threshold_draws_boundary_ties_at_random():
+    scores = np.array([0.0] * 2 + [5.0] * 58, np.float32)
+    drops = np.zeros(N)
+    for seed in range(400):
+        selection = p.BudgetThreshold().select_exactly(scores, 40, 1, rng(seed))
+        drops += weights(selection) == 0
+    assert drops[2:].min() > 0.6 * drops[2:].mean()  # nobody among equals is spared
+
+
+@pytest.mark.parametrize("keep", [4, 20, 31, 40, 55])
+def test_quantiles_under_a_budget_scale_all_prune_ratios_alike(keep):
+    scores = losses()
+    policy = p.QuantileThresholds(((0.2, 0.25), (0.8, 0.5), (1.0, 1.0)))
+    selection = policy.select_exactly(scores, keep, 1, rng())
+    order = sorted(range(N), key=lambda i: scores[i])
+    ranges = [order[:12], order[12:48], order[48:]]
+    dropped = [sum(weights(selection)[i] == 0 for i in members) for members in ranges]
+    assert sum(dropped) == N - keep
+    wish = [12 * 0.75, 36 * 0.5, 0.0]
+    scale = (N - keep) / sum(wish)
+    if scale * 0.75 <= 11 / 12:  # no range would be dropped whole
+        assert dropped == pytest.approx([scale * w for w in wish], abs=1.0)
+    for members, count in zip(ranges, dropped, strict=True):
+        weight = len(members) / (len(members) - count)
+        got = {round(float(weights(selection)[i]), 9) for i in members} - {0.0}
+        assert got == {round(weight, 9)}
+
+
+# ------------------------------------------------------------------ the peers
+
+
+def test_rs2_without_replacement_sees_all_before_any_twice():
+    policy = p.RepeatedRandomSampling(keep_ratio=0.35)
+    memory, times = memory_of(policy), np.zeros(N)
+    for epoch in range(20):
+        chosen = kept(policy.select_from(memory, losses(), None, epoch, rng(epoch)))
+        assert len(chosen) == 21
+        for i in chosen:
+            assert times[i] == times.min() or all(
+                j in chosen for j in range(N) if times[j] == times.min()
+            )
+        rows = np.array(sorted(chosen))
+        policy.remember(memory, rows, losses()[rows], [len(rows)], trained=True)
+        times[rows] += 1
+    assert times.max() - times.min() <= 1
+
+
+def test_rs2_with_replacement_draws_each_epoch_afresh():
+    policy = p.RepeatedRandomSampling(keep_ratio=0.5, replacement=True)
+    counts = np.zeros(N)
+    for epoch in range(600):
+        counts[list(kept(policy.select_from({}, losses(), None, epoch, rng(epoch))))] += 1
+    assert counts.sum() == 600 * 30
+    assert abs(counts - 300).max() < 75  # six standard deviations of a binomial
+
+
+def naive_bandit(history, a):
+    """Running mean and variance of one sample's losses."""
+    mean, variance = None, 0.0
+    for loss in history:
+        before = loss if mean is None else mean
+        variance = a * variance + (1 - a) * (loss - before) ** 2
+        mean = a * before + (1 - a) * loss
+    return mean, variance
+
+
+@pytest.fixture
+def told():
+    """Four epochs of losses, some samples seen in all of them and some in the first alone."""
+    epochs = [(np.arange(N), losses(0))]
+    for epoch in range(1, 4):
+        rows = rng(epoch).permutation(40)
+        epochs.append((rows, losses(epoch)[rows]))
+    histories = [[float(v[rows == i][0]) for rows, v in epochs if i in rows] for i in range(N)]
+    return epochs, histories
+
+
+def tell(policy, epochs):
+    memory = memory_of(policy)
+    for rows, values in epochs:
+        policy.remember(memory, rows, values, [10] * (len(rows) // 10), trained=True)
+    return memory
+
+
+@pytest.mark.parametrize("c", [0.0, 1.0, 3.0])
+def test_ucb(told, c):
+    epochs, histories = told
+    policy = p.UpperConfidenceBound(keep_ratio=0.4, ema=0.8, every=5, c=c)
+    memory = tell(policy, epochs)
+    bounds = [m + c * math.sqrt(v) for m, v in (naive_bandit(h, 0.8) for h in histories)]
+    chosen = kept(policy.select_from(memory, losses(), None, 5, rng()))
+    assert chosen == set(hardest_first(bounds)[:24])
+
+
+def test_epsilon_greedy(told):
+    epochs, histories = told
+    policy = p.EpsilonGreedy(keep_ratio=0.5, ema=0.8, every=1, epsilon=0.2)
+    memory = tell(policy, epochs)
+    means = [naive_bandit(h, 0.8)[0] for h in histories]
+    top = set(hardest_first(means)[:24])
+    others = np.array([i for i in range(N) if i not in top])
+    explored = rng(4).choice(others, size=6, replace=False, shuffle=False)
+    assert kept(policy.select_from(memory, losses(), None, 1, rng(4))) == top | set(
+        explored.tolist()
+    )
+
+
+def test_a_bandit_holds_its_choice_between_two_of_them(told):
+    policy = p.UpperConfidenceBound(keep_ratio=0.4, every=4)
+    memory = tell(policy, told[0])
+    first = kept(policy.select_from(memory, losses(), None, 4, rng()))
+    policy.remember(memory, np.arange(N), losses(9)[::-1].copy(), [N], trained=True)
+    assert kept(policy.select_from(memory, losses(), None, 5, rng())) == first
+    assert len(kept(policy.select_from(memory, losses(), 25, 6, rng())) ^ first) == 1
+    assert len(kept(policy.select_from(memory, losses(), 22, 7, rng())) - first) <= 1
+    assert kept(policy.select_from(memory, losses(), None, 8, rng())) != first
+
+
+def test_kakurenbo():
+    scores = losses()
+    policy = p.Kakurenbo(max_fraction=0.5, confidence=0.7, num_epochs=100)
+    for epoch, part in ((0, 1.0), (29, 1.0), (30, 0.8), (60, 0.6), (80, 0.4), (99, 0.4)):
+        selection = policy.select(scores, epoch, rng())
+        candidates = sorted(range(N), key=lambda i: scores[i])[: int(0.5 * part * N)]
+        hidden = {i for i in candidates if math.exp(-scores[i]) >= 0.7}
+        assert 0 < len(hidden) < len(candidates) or part < 1
+        assert kept(selection) == set(range(N)) - hidden
+        assert set(weights(selection)) == {0.0, N / (N - len(hidden))}
+
+
+def test_kakurenbo_told_how_many_hides_the_lowest():
+    scores = losses()
+    selection = p.Kakurenbo().select_exactly(scores, 25, 3, rng())
+    assert kept(selection) == set(hardest_first(scores)[:25])
+    assert weights(selection).sum() == pytest.approx(N)
+
+
+def naive_k_means(values, k):
+    """Lloyd's algorithm, with the quantiles as first centres."""
+    centres = [float(np.quantile(values, (j + 0.5) / k)) for j in range(k)]
+    for _ in range(50):
+        groups = [min(range(k), key=lambda j: (abs(v - centres[j]), -j)) for v in values]
+        moved = []
+        for j in range(k):
+            members = [v for v, g in zip(values, groups, strict=True) if g == j]
+            moved.append(sum(members) / len(members) if members else centres[j])
+        if moved == pytest.approx(centres, rel=1e-12):
+            break
+        centres = moved
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_k_means_in_one_dimension(seed):
+    values = losses(seed).astype(np.float64)
+    scores = values.astype(np.float32)
+    assert one_dimensional_k_means(scores, 5).tolist() == naive_k_means(values.tolist(), 5)
+
+
+def test_k_means_of_equal_and_unknown_scores():
+    assert len(set(one_dimensional_k_means(np.full(9, 0.5, np.float32), 5))) == 1
+    scores = np.array([np.nan, 1.0, np.inf, 2.0], np.float32)
+    assert one_dimensional_k_means(scores, 2).tolist() == [-1, 0, -1, 1]
+
+
+@pytest.mark.parametrize("epoch", range(1, 8))
+def test_seta(epoch):
+    scores = losses()
+    policy = p.SlidingWindow(random_ratio=0.1, groups=5, window=0.6, random_from=7)
+    dropped, _ = p.thin_to(np.ones(N, bool), 54, rng(epoch))
+    groups = naive_k_means(scores.astype(np.float64).tolist(), 5)
+    start = epoch % 3  # a window of 3 of 5 groups has 3 places
+    inside = [start <= g < start + 3 or epoch >= 7 for g in groups]
+    expected = {i for i in range(N) if inside[i] and not dropped[i]}
+    assert kept(policy.select(scores, epoch, rng(epoch))) == expected
+
+
+def test_seta_told_how_many_takes_the_window_first_and_then_outward():
+    scores = losses()
+    policy = p.SlidingWindow(groups=5, window=0.6)
+    groups = naive_k_means(scores.astype(np.float64).tolist(), 5)
+    window = {i for i in range(N) if 1 <= groups[i] < 4}  # epoch 1
+    few = kept(policy.select_exactly(scores, len(window) - 5, 1, rng()))
+    assert few < window
+    above = {i for i in range(N) if groups[i] == 4}
+    more = kept(policy.select_exactly(scores, len(window) + len(above), 1, rng()))
+    assert more == window | above
+    most = kept(policy.select_exactly(scores, len(window) + len(above) + 1, 1, rng()))
+    assert window | above < most
+
+
+def test_orderdp():
+    scores = losses()
+    outside, _ = p.thin_to(np.ones(N, bool), 30, rng(2))
+    pool = [i for i in range(N) if not outside[i]]
+    top = sorted(pool, key=lambda i: -scores[i])[:18]
+    policy = p.OrderedSubset(pool_ratio=0.5, top_ratio=0.6)
+    assert kept(policy.select(scores, 3, rng(2))) == set(top)
+    assert kept(policy.select_exactly(scores, 18, 3, rng(2))) == set(top)
+
+
+def test_repb():
+    policy = p.LocalWindow(drop_probability=0.6)
+    memory = memory_of(policy)
+    order, values = rng(1).permutation(N), losses(1)
+    sizes = [16, 16, 16, 12]
+    policy.remember(memory, order, values[order], sizes, trained=True)
+    again = np.arange(10)
+    policy.remember(memory, again, values[again], [10], trained=True)
+    below, times = {}, dict.fromkeys(range(N), 1)
+    ends = np.cumsum([0, *sizes])
+    for start, end in itertools.pairwise(ends):
+        mean = fmean(float(values[i]) for i in order[start:end])
+        below.update({int(i): values[i] < mean for i in order[start:end]})
+    mean = fmean(float(values[i]) for i in again)
+    below.update({int(i): values[i] < mean for i in again})
+    times.update(dict.fromkeys(range(10), 2))
+    draws = rng(3).random(N)
+    expected = [0.0 if below[i] and draws[i] < 0.6 else 5 / (times[i] + 1) for i in range(N)]
+    selection = policy.select_from(memory, values, None, 4, rng(3))
+    np.testing.assert_allclose(weights(selection), expected)
+    exact = policy.select_from(memory, values, 40, 4, rng(3))
+    assert {i for i in range(N) if i not in kept(exact)} <= {i for i in below if below[i]}
+
+
+def test_repb_counts_only_training():
+    policy = p.LocalWindow()
+    memory = memory_of(policy)
+    policy.remember(memory, np.arange(N), losses(), [N], trained=False)
+    assert not memory["times"].any()
+    assert np.isfinite(memory["above"]).all()
+
+
+def test_ies():
+    policy = p.EarlyStopping(tolerance=0.05)
+    memory = memory_of(policy)
+    curves = np.stack([losses(seed) * 0.02 for seed in range(6)])
+    curves[:, ::2] = np.linspace(1.0, 0.5, 6, dtype=np.float32)[:, None]  # straight lines
+    for values in curves:
+        policy.remember(memory, np.arange(N), values, [N], trained=True)
+    mean_change = [
+        fmean(
+            abs(float(curves[t, i]) - 2 * float(curves[t - 1, i]) + float(curves[t - 2, i]))
+            for t in (3, 4, 5)
+        )
+        for i in range(N)
+    ]
+    expected = {i for i in range(N) if mean_change[i] >= 0.05}
+    assert 0 < len(expected) < N // 2 + 1
+    assert kept(policy.select_from(memory, curves[-1], None, 6, rng())) == expected
+    exact = kept(policy.select_from(memory, curves[-1], 20, 6, rng()))
+    assert exact == set(hardest_first(mean_change)[:20])
+
+
+def test_ies_needs_five_looks_before_it_stops_anyone():
+    policy = p.EarlyStopping(tolerance=1.0)
+    memory = memory_of(policy)
+    for look in range(5):
+        policy.remember(memory, np.arange(N), np.ones(N, np.float32), [N], trained=look % 2 == 0)
+        stopped = N - len(kept(policy.select_from(memory, losses(), None, look, rng())))
+        assert stopped == (0 if look < 4 else N - 1)  # one always remains
+
+
+# ------------------------------------------------------------------ what goes around a policy
+
+
+def test_groups_thin_each_class_by_its_own_threshold():
+    groups = np.repeat([3, -1, 8], [30, 20, 10])
+    scores = losses() + 10.0 * groups.astype(np.float32)  # class means far apart
+    policy = p.WithinGroups(p.MeanThreshold(0.5), groups)
+    selection = weights(policy.select_from({}, scores, None, 1, rng()))
+    for group in set(groups.tolist()):
+        members = np.flatnonzero(groups == group)
+        low = members[scores[members] < fmean(map(float, scores[members]))]
+        dropped = members[selection[members] == 0]
+        assert set(dropped) <= set(low)
+        assert len(dropped) == len(low) - int(0.5 * len(low) + 0.5)
+        assert selection[members].sum() == pytest.approx(len(members))
+
+
+@pytest.mark.parametrize("keep", [18, 30, 47, 60])
+def test_groups_share_a_number_out_by_size(keep):
+    groups = np.repeat([0, 1, 2], [30, 20, 10])
+    policy = p.WithinGroups(p.RandomSubset(), groups)
+    chosen = kept(policy.select_from({}, losses(), keep, 1, rng()))
+    sizes = np.bincount(groups[list(chosen)], minlength=3)
+    assert sizes.sum() == keep
+    np.testing.assert_allclose(sizes, keep * np.array([30, 20, 10]) / N, atol=1.0)
+
+
+def test_groups_keep_the_memory_of_the_policy_inside():
+    groups = np.arange(N) % 4
+    policy = p.WithinGroups(p.UpperConfidenceBound(0.5, every=1), groups)
+    memory = memory_of(policy)
+    policy.remember(memory, np.arange(N), losses(), [N], trained=True)
+    chosen = kept(policy.select_from(memory, losses(), None, 1, rng()))
+    for group in range(4):
+        members = [i for i in range(N) if groups[i] == group]
+        top = sorted(members, key=lambda i: -losses()[i])[: int(0.5 * len(members) + 0.5)]
+        assert {i for i in chosen if groups[i] == group} == set(top)
+    assert set(np.flatnonzero(memory["chosen"])) == chosen
+
+
+def test_capped_weights():
+    policy = p.CappedWeights(p.MeanThreshold(0.75), 2.5)
+    plain = weights(p.MeanThreshold(0.75).select(losses(), 1, rng()))
+    capped = weights(policy.select_from({}, losses(), None, 1, rng()))
+    np.testing.assert_array_equal(capped, [min(w, 2.5) for w in plain])
+    assert plain.max() > 3.5
+
+
+def test_a_protected_tail_is_never_weighted_up():
+    policy = p.ProtectedTail(p.RandomSubset(0.5), tail=0.25, ema=0.5)
+    memory = memory_of(policy)
+    history = [losses(seed) for seed in range(4)]
+    for values in history:
+        policy.remember(memory, np.arange(N), values, [N], trained=True)
+    means = [naive_bandit([float(values[i]) for values in history], 0.5)[0] for i in range(N)]
+    tail = set(hardest_first(means)[:15])
+    plain = weights(p.RandomSubset(0.5).select(history[-1], 4, rng()))
+    got = weights(policy.select_from(memory, history[-1], None, 4, rng()))
+    np.testing.assert_allclose(got, [min(w, 1.0) if i in tail else w for i, w in enumerate(plain)])
+    assert (got < plain).any()
+
+
+def test_a_fixed_subset_is_always_the_same():
+    policy = p.FixedSubset(np.array([7, 3, 20]), np.array([0.5, 1.0, 2.0]))
+    expected = np.zeros(N)
+    expected[[7, 3, 20]] = 0.5, 1.0, 2.0
+    for epoch in range(3):
+        np.testing.assert_array_equal(weights(policy.select(losses(), epoch, rng())), expected)
+
+
+# ------------------------------------------------------------------ in-batch
+
+
+def test_selective_backprop_draws_by_rank():
+    scores = losses(0, 32)
+    ranks = {i: place + 1 for place, i in enumerate(sorted(range(32), key=lambda i: scores[i]))}
+    chances = np.array([(ranks[i] / 32) ** (32 / 8 - 1) for i in range(32)])
+    drawn = rng(5).choice(32, size=8, replace=False, p=chances / chances.sum())
+    choice = p.SelectiveBackprop().select_batch(scores, {}, 8, rng(5))
+    assert choice.positions.tolist() == sorted(drawn.tolist())
+    assert choice.weights.tolist() == [1.0] * 8
+
+
+def test_importance_sampling_draws_by_norm_and_weighs_by_its_inverse():
+    scores = losses(1, 32)
+    chances = [float(s) / sum(map(float, scores)) for s in scores]
+    drawn = sorted(rng(5).choice(32, size=8, replace=True, p=chances).tolist())
+    choice = p.ImportanceSampling().select_batch(scores, {}, 8, rng(5))
+    assert choice.positions.tolist() == drawn
+    np.testing.assert_allclose(choice.weights, [1 / (32 * chances[i]) for i in drawn])
+
+
+def test_importance_sampling_with_a_uniform_part_bounds_the_weights():
+    scores = np.array([0.0] * 31 + [9.0], np.float32)
+    policy = p.ImportanceSampling(uniform=0.25)
+    drawn = [policy.select_batch(scores, {}, 8, rng(seed)).weights.max() for seed in range(50)]
+    assert max(drawn) == pytest.approx(4.0)
+
+
+def test_evolved_sampling():
+    scores, s = losses(2, 32), losses(3, 32)
+    memory = {"s": s.copy()}
+    weight = [0.2 * float(a) + 0.8 * float(b) for a, b in zip(s, scores, strict=True)]
+    drawn = rng(5).choice(32, size=8, replace=False, p=np.array(weight) / sum(weight))
+    choice = p.EvolvedSampling(0.2, 0.9).select_batch(scores, memory, 8, rng(5))
+    assert choice.positions.tolist() == sorted(drawn.tolist())
+    expected = [0.9 * a + 0.1 * b for a, b in zip(s, scores, strict=True)]
+    np.testing.assert_allclose(memory["s"], expected, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ settings
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: p.BudgetThreshold(max_weight=1.0), "max_weight must be a finite number above 1"),
+        (lambda: p.BudgetThreshold(max_weight="4"), "max_weight must be a number"),
+        (lambda: p.UpperConfidenceBound(1.5), "keep_ratio must be in"),
+        (lambda: p.UpperConfidenceBound(c=-1), "c must be a finite number at least 0"),
+        (lambda: p.UpperConfidenceBound(every=0), "every must be at least 1"),
+        (lambda: p.EpsilonGreedy(epsilon=2), "epsilon must be in"),
+        (lambda: p.Kakurenbo(max_fraction=1.0), "max_fraction must be in"),
+        (lambda: p.SlidingWindow(groups=0), "groups must be at least 1"),
+        (lambda: p.OrderedSubset(pool_ratio=0.0), "pool_ratio must be above 0"),
+        (lambda: p.LocalWindow(1.0), "drop_probability must be in"),
+        (lambda: p.EarlyStopping(-1e-3), "tolerance must be a finite number at least 0"),
+        (lambda: p.FixedSubset(np.array([1, 1])), "distinct"),
+        (lambda: p.FixedSubset(np.array([0.5])), "1-D array"),
+        (lambda: p.FixedSubset(np.array([1]), np.array([0.0])), "positive"),
+        (lambda: p.WithinGroups(p.MeanThreshold(), np.array([0.5])), "one integer per sample"),
+        (lambda: p.CappedWeights(p.MeanThreshold(), 0.5), "max_weight must be"),
+        (lambda: p.ProtectedTail(p.MeanThreshold(), tail=3), "tail must be in"),
+        (lambda: p.ImportanceSampling(uniform=2), "uniform must be in"),
+        (lambda: p.EvolvedSampling(beta1=2), "beta1 must be in"),
+        (lambda: p.RepeatedRandomSampling(2), "keep_ratio must be in"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(build, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        build()
+
+
+def test_a_fixed_subset_outside_the_data_set_is_refused():
+    with pytest.raises(ValueError, match="index 99"):
+        p.FixedSubset(np.array([99])).select(losses(), 0, rng())
