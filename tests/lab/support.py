@@ -36,6 +36,9 @@ SETTINGS = Settings(
     threads=1,
     eval_every=1,
     limit_train=200,
+    label_noise="none",
+    imbalance=1.0,
+    augmentation="standard",
     margin=0.5,
     data="none",
 )
@@ -69,10 +72,13 @@ def training_run(
     *,
     task: Task = DIGITS,
     seed: int = 0,
-    infobatch_samples: int | None = None,
+    cost: float | None = None,
     **changes,
 ) -> TrainingRun:
-    """One run of an arm on digits, with changes to the small settings."""
+    """One run of an arm on digits, with changes to the small settings; told arms cost 0.75."""
+    chosen = all_arms()[arm]
+    if cost is None and chosen.cost == "told":
+        cost = 0.75
     settings = replace(SETTINGS, **changes)
     context = ArmContext(
         dataset_size=len(data.train_targets),
@@ -80,9 +86,10 @@ def training_run(
         prune_ratio=settings.prune_ratio,
         delta=settings.delta,
         seed=seed,
-        infobatch_samples=infobatch_samples,
+        labels=data.train_targets.numpy(),
+        cost=cost,
     )
-    return TrainingRun(task, data, all_arms()[arm].start(context), settings, seed=seed)
+    return TrainingRun(task, data, chosen.start(context), settings, seed=seed)
 
 
 def finish(run: TrainingRun) -> TrainingRun:

@@ -26,12 +26,21 @@ def test_all_arms_and_seeds_are_in_the_results_the_log_and_the_table(comparison)
     assert sorted(runs) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
     for arm, seed in runs:
         assert f"{arm} seed {seed}: " in comparison.output
-    for heading in ("metric %", "samples", "saved", "steps", "wall s", "difference", "verdict"):
+    for heading in (
+        "metric %",
+        "trained",
+        "forwarded",
+        "saved",
+        "steps",
+        "wall s",
+        "difference",
+        "verdict",
+    ):
         assert heading in comparison.output
     assert "margin 0.5 points" in " ".join(comparison.output.split())
 
 
-def test_a_narrow_terminal_gets_every_number_in_two_tables(comparison):
+def test_a_narrow_terminal_gets_every_number_in_several_tables(comparison):
     (part,) = summarise(read_results(comparison.out))
     console = Console(width=80, file=io.StringIO())
     display.show(console, part)
@@ -53,7 +62,10 @@ def test_nothing_but_results_and_report_is_left(comparison):
 
 
 def without_clock(run):
-    return replace(run, wall_seconds=0.0, time="", commit=None, hardware="")
+    curves = replace(run.curves, seconds=[])
+    return replace(
+        run, wall_seconds=0.0, peak_memory=0, curves=curves, time="", commit=None, hardware=""
+    )
 
 
 def test_two_runs_of_the_same_command_give_the_same_numbers(comparison, tmp_path):
@@ -143,7 +155,18 @@ def test_one_seed_decides_nothing(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "mnist"], "unknown task 'mnist'; choose from: cifar10, cifar100, digits"),
-        (["--arms", "full,ucb"], "unknown arm 'ucb'; choose from: full, fewer-epochs, infobatch"),
+        (["--arms", "full,best"], "unknown arm 'best'; choose from: full, bls, "),
+        (["--cost", "60"], "--cost must be parts of the full run in (0, 1]"),
+        (["--cost", "half"], "--cost must be parts of the full run in (0, 1]"),
+        (["--cost", "0.2", "--arms", "infobatch-budget"], "infobatch-budget at cost 0.2: budget"),
+        (["--cost", "0.3", "--arms", "es"], "es cannot cost 0.3 of the full run here"),
+        (["--cost", "0.1", "--arms", "static-el2n"], "static-el2n cannot cost 0.1"),
+        (["--cost", "0.3", "--arms", "ies"], "ies cannot cost 0.3"),
+        (["--preset", "best"], "unknown preset 'best'; choose from: ablation"),
+        (["--label-noise", "worst"], "--label-noise for digits must be a fraction, got worst"),
+        (["--label-noise", "2"], "--label-noise must be a fraction, got 2"),
+        (["--imbalance", "0.5"], "--imbalance must be at least 1, got 0.5"),
+        (["--augmentation", "weak"], "--augmentation must be one of standard, strong"),
         (["--arms", ""], "unknown arm ''; choose from"),
         (["--model", "vgg"], "unknown model 'vgg'; choose from: digits-cnn, cifar-cnn, resnet18"),
         (["--task", "cifar10"], "Download cifar-10-python.tar.gz"),

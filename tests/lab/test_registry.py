@@ -4,9 +4,12 @@ import sys
 
 import pytest
 
+from infobatch.coresets import METHODS
 from infobatch.lab.arm import Arm
-from infobatch.lab.arms import all_arms, choose_arms
+from infobatch.lab.arms import DEFAULT, all_arms, choose_arms, families
+from infobatch.lab.compare import planned_runs
 from infobatch.lab.errors import LabError
+from infobatch.lab.presets import PRESETS
 from infobatch.lab.registry import discover
 from infobatch.lab.tasks import all_tasks
 
@@ -42,7 +45,47 @@ def test_a_file_without_its_entry_is_named(package):
 
 def test_what_exists_now():
     assert list(all_tasks()) == ["cifar10", "cifar100", "digits"]
-    assert list(all_arms()) == ["full", "fewer-epochs", "infobatch", "infobatch-quantile", "random"]
+    arms = all_arms()
+    assert next(iter(arms)) == "full"
+    assert set(DEFAULT) <= set(arms)
+    assert set(families()) == {
+        "ablation",
+        "all",
+        "controls",
+        "dynamic",
+        "extras",
+        "in-batch",
+        "static",
+    }
+    assert families()["static"] == sorted(f"static-{method}" for method in METHODS)
+    assert len(families()["ablation"]) == 7  # the eighth corner is infobatch-budget
+    for preset in PRESETS.values():
+        assert choose_arms(preset.arms)
+
+
+def test_a_file_may_hold_a_family(package):
+    (package / "several.py").write_text(
+        "from infobatch.lab.arm import Arm\n"
+        "ARM = tuple(Arm(name=n, description='', start=lambda context: None) for n in 'ba')\n"
+    )
+    import some_arms
+
+    assert list(discover(some_arms, "ARM", Arm)) == ["a", "b"]
+
+
+def test_a_family_stands_for_its_arms():
+    names = [arm.name for arm in choose_arms(["full", "in-batch"], costs=[0.5])]
+    assert names == ["full", "es", "importance-sampling", "selective-backprop"]
+
+
+def test_arms_that_spend_their_own_run_once_and_the_others_at_each_cost():
+    arms = choose_arms(["full", "infobatch", "infobatch-quantile", "random"], costs=[0.5, 0.6])
+    planned = [(arm.name, cost) for arm, cost in planned_runs(arms, [0.5, 0.6])]
+    assert planned[:2] == [("full", None), ("infobatch", None)]
+    assert sorted(planned[2:]) == [
+        (name, cost) for name in ("infobatch-quantile", "random") for cost in (0.5, 0.6)
+    ]
+    assert all(cost is None for _, cost in planned_runs(arms, []))
 
 
 def test_equal_cost_arms_run_last_and_bring_the_run_that_they_depend_on():
@@ -56,5 +99,7 @@ def test_equal_cost_arms_run_last_and_bring_the_run_that_they_depend_on():
 
 
 def test_an_unknown_arm_is_refused_with_the_choices():
-    with pytest.raises(LabError, match="unknown arm 'ucb'; choose from: full, fewer-epochs"):
-        choose_arms(["full", "ucb"])
+    with pytest.raises(
+        LabError, match=r"unknown arm 'best'; choose from: full, bls.* families ablation"
+    ):
+        choose_arms(["full", "best"])

@@ -53,12 +53,12 @@ def test_a_last_line_cut_short_by_a_crash_is_no_result_and_is_written_again(fold
     assert len(results) == len(lines) - 1
     last = RunResult.from_json(json.loads(lines[-1]))
     file = ResultsFile(folder, last.settings)
-    assert file.find(last.arm, last.seed) is None
+    assert file.find(last.arm, last.cost_target, last.seed) is None
     file.add(last)
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("damage", [b'{"format": 1, "arm"', b"{}", b"[]", b'"text"', b"\xff\xfe"])
+@pytest.mark.parametrize("damage", [b'{"format": 2, "arm"', b"{}", b"[]", b'"text"', b"\xff\xfe"])
 def test_any_other_damaged_line_is_an_error_that_names_it(folder, damage):
     path = folder / FILE_NAME
     lines = path.read_bytes().splitlines(keepends=True)
@@ -69,8 +69,8 @@ def test_any_other_damaged_line_is_an_error_that_names_it(folder, damage):
 
 def test_a_file_of_another_format_is_refused(folder):
     path = folder / FILE_NAME
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2', 1))
-    with pytest.raises(LabError, match=r"line 1.*format 2, this version reads 1"):
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1', 1))
+    with pytest.raises(LabError, match=r"line 1.*format 1, this version reads 2"):
         read_results(folder)
 
 

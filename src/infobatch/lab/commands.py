@@ -120,11 +120,15 @@ def compare(
     with _errors_in_words():
         chosen_task = choose(task, all_tasks(), what="task")
         asked = choose(preset, PRESETS, what="preset") if preset else Preset("")
-        names = [name.strip() for name in arms.split(",")] if arms else asked.arms or list(DEFAULT)
+        names = (
+            [name.strip() for name in arms.split(",")]
+            if arms is not None
+            else asked.arms or list(DEFAULT)
+        )
         costs = _costs(cost)
         chosen_arms = choose_arms(names, costs=costs)
         choose(model or chosen_task.model, MODELS, what="model")
-        if not costs and len(chosen_arms) > len(set(names)) and COST not in names and arms:
+        if not costs and len(chosen_arms) > len(set(names)) and COST not in names:
             console.print(f"The arm {COST} runs too: arms without --cost spend what it has spent.")
         chosen_device = _device(device)
         label_noise = label_noise or asked.label_noise_of(chosen_task)
@@ -218,7 +222,7 @@ def _console() -> Console:
     """As wide as the terminal; elsewhere wide enough for the table."""
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 140)
+        console.width = max(console.width, 190)
     return console
 
 

@@ -51,7 +51,7 @@ class Curves:
         mean_loss: mean training loss; None if it was not finite.
         metric: on the test set; None where it was not evaluated.
         samples: sample passes since the start.
-        seconds: wall seconds since the start.
+        seconds: wall seconds since the start; empty in results from before they were kept.
     """
 
     kept: list[int] = field(default_factory=list)

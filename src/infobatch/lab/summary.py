@@ -167,6 +167,7 @@ def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
         )
     targets = [_target(runs[seed], reference[seed], margin) for seed in paired]
     reached = [target for target in targets if target is not None]
+    walls = [wall for _, wall in reached if wall is not None]
     values = list(runs.values())
     metrics = [run.metric for run in values]
     return Row(
@@ -189,17 +190,20 @@ def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
         to_control=None if is_control else _difference(runs, control),
         reached=len(reached),
         cost_to_target=_mean([cost for cost, _ in reached]) if reached else None,
-        wall_to_target=_mean([wall for _, wall in reached]) if reached else None,
+        wall_to_target=_mean(walls) if walls else None,
     )
 
 
-def _target(run: RunResult, reference: RunResult, margin: float) -> tuple[float, float] | None:
+def _target(
+    run: RunResult, reference: RunResult, margin: float
+) -> tuple[float, float | None] | None:
     """Cost and wall ratio at which a run first came within the margin of its reference's end."""
-    points = zip(run.curves.metric, run.curves.samples, run.curves.seconds, strict=True)
     full = run.dataset_size * run.settings.epochs
-    for metric, samples, seconds in points:
+    for epoch, metric in enumerate(run.curves.metric):
         if metric is not None and metric >= reference.metric - margin:
-            return samples / full, seconds / reference.wall_seconds
+            seconds = run.curves.seconds
+            wall = seconds[epoch] / reference.wall_seconds if seconds else None
+            return run.curves.samples[epoch] / full, wall
     return None
 
 

@@ -24,6 +24,10 @@ NAMES = {
 }
 """What `--label-noise` calls them, and what the file does; 9, 17, 18, 18 and 40% are wrong."""
 
+_DAMAGED = (
+    *(KeyError, IndexError, ValueError, TypeError, OSError, EOFError, RuntimeError),
+    pickle.UnpicklingError,
+)
 _SITE = "https://github.com/UCSC-REAL/cifar-10-100n"
 
 
@@ -43,7 +47,7 @@ def read_human_labels(data_dir: Path | None, name: str) -> Tensor:
         if path.is_file():
             try:
                 labels = np.asarray(read(path, NAMES[name])).astype(np.int64)
-            except (KeyError, ValueError, OSError, pickle.UnpicklingError, RuntimeError) as error:
+            except _DAMAGED as error:
                 raise LabError(f"{path} is not CIFAR-10N's file of labels ({error})") from error
             if labels.shape != (50_000,) or labels.min() < 0 or labels.max() > 9:
                 raise LabError(
