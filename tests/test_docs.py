@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
+CARDS = sorted((ROOT / "docs" / "methods").glob("*.md"))  # short: they run in one process
+
 SHELLS = ("console", "bash", "sh")
 LANGUAGES = ("python", "diff", "text", *SHELLS)
 # Appended to every documented `infobatch compare`; of an option given twice the last one counts.
@@ -93,16 +95,24 @@ def blocks_of(page: Path) -> list[Block]:
 # --- python, diff ---------------------------------------------------------------------------------
 
 
-def run_python(page: Path, folder: Path) -> None:
-    """Run the page as one program in which each line stands where it stands in the page."""
+def write_script(page: Path, folder: Path) -> Path | None:
+    """The page as one program in which each line stands where it stands in the page."""
     program: list[str] = []
     for block in blocks_of(page):
         if block.language == "python":
             program += [""] * (block.line - 1 - len(program)) + block.text.splitlines()
     if not program:
-        return
+        return None
     script = folder / f"{page.stem}.py"
     script.write_text("\n".join(program) + "\n", encoding="utf-8")
+    return script
+
+
+def run_python(page: Path, folder: Path) -> None:
+    """Run the program that a page is, if it has any Python."""
+    script = write_script(page, folder)
+    if script is None:
+        return
     # A page must not teach what is deprecated; warnings from inside other packages are theirs.
     strict = ("-W", "error::DeprecationWarning:__main__")
     run([sys.executable, *strict, script.name], folder, page.name)
@@ -308,9 +318,18 @@ def run(command: list[str], folder: Path, place: str) -> str:
 # --- the pages ------------------------------------------------------------------------------------
 
 
-@on_every_page
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in CARDS], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_the_python_of_the_page_runs(page, tmp_path):
     run_python(page, tmp_path)
+
+
+def test_the_python_of_the_method_cards_runs(tmp_path):
+    scripts = [script for page in CARDS if (script := write_script(page, tmp_path))]
+    assert len(scripts) > 15
+    program = "import runpy, sys; [runpy.run_path(p, run_name='__main__') for p in sys.argv[1:]]"
+    run([sys.executable, "-c", program, *map(str, scripts)], tmp_path, "docs/methods")
 
 
 @on_every_page

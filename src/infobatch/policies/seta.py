@@ -23,7 +23,7 @@ class SlidingWindow:
     """Drop a random part, group the rest by loss, and keep a window of groups.
 
     The losses are put into k groups by one-dimensional k-means. The window has round(alpha * k)
-    groups, and starts at group epoch mod (k - width + 1), from easy to hard, so that it slides
+    groups (4.5 is rounded to 4), and starts at group epoch mod (k - width + 1), from easy to hard, so that it slides
     and starts again. Before that a random part r of all samples is dropped; from delta on, only
     that.
 
@@ -86,7 +86,7 @@ class SlidingWindow:
         if self.random_from is not None and epoch >= self.random_from:
             return np.zeros(len(scores), dtype=np.int64)
         group = one_dimensional_k_means(scores, self.groups)
-        width = min(self.groups, max(1, int(self.window * self.groups + 0.5)))
+        width = min(self.groups, max(1, round(self.window * self.groups)))
         start = epoch % (self.groups - width + 1)
         stop = start + width
         rank = np.where(group >= stop, group - stop + 1, 0)
