@@ -103,7 +103,7 @@ def write_script(page: Path, folder: Path) -> Path | None:
             program += [""] * (block.line - 1 - len(program)) + block.text.splitlines()
     if not program:
         return None
-    script = folder / f"{page.stem}.py"
+    script = folder / f"page_{page.stem}.py"  # random.py would hide a module
     script.write_text("\n".join(program) + "\n", encoding="utf-8")
     return script
 

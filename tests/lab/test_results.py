@@ -1,5 +1,6 @@
 """Results survive a crash, never mix settings, and say which line is damaged."""
 
+import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -130,3 +131,12 @@ def test_without_the_reference_there_is_no_difference_and_no_verdict(comparison)
     assert part.rows[0].difference is None
     assert part.rows[0].wall_ratio is None
     assert part.rows[0].verdict == ""
+
+
+def test_results_packed_with_gzip_are_read_too(folder):
+    packed = folder / "results.jsonl.gz"
+    packed.write_bytes(gzip.compress((folder / FILE_NAME).read_bytes()))
+    assert read_results(packed) == read_results(folder)
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(LabError, match="no results in"):
+        read_results(packed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,7 +168,7 @@ def run_label(arm: str, cost: float | None) -> str:
 
 
 def read_results(path: Path) -> list[RunResult]:
-    """All finished runs of a results file, or of the one in a folder.
+    """All finished runs of a results file, also one packed with gzip, or of the one in a folder.
 
     A last line that a crash cut short is no finished run and is left out.
 
@@ -176,8 +178,11 @@ def read_results(path: Path) -> list[RunResult]:
     file = path / FILE_NAME if path.is_dir() else path
     try:
         content = file.read_bytes()
-    except OSError as error:
-        raise LabError(f"no results in {path}: {error.strerror}") from error
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise LabError(f"no results in {path}: {reason}") from error
     return _parse(file, content)
 
 

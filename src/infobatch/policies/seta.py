@@ -23,9 +23,9 @@ class SlidingWindow:
     """Drop a random part, group the rest by loss, and keep a window of groups.
 
     The losses are put into k groups by one-dimensional k-means. The window has round(alpha * k)
-    groups (4.5 is rounded to 4), and starts at group epoch mod (k - width + 1), from easy to hard, so that it slides
-    and starts again. Before that a random part r of all samples is dropped; from delta on, only
-    that.
+    groups (4.5 is rounded to 4), and starts at group epoch mod (k - width + 1), from easy to hard,
+    so that it slides and starts again. Before that a random part r of all samples is dropped;
+    from delta on, only that.
 
     With a given number to keep, the window is the method's own, and the random part is what
     meets the number: drawn from the window, and where that is too small, from the groups above

@@ -13,6 +13,7 @@ from typing import Any
 from infobatch.lab.arm import Arm, ArmContext, ArmRun, exact_run
 from infobatch.policies import (
     AnyPolicy,
+    CappedWeights,
     EarlyStopping,
     EpsilonGreedy,
     Kakurenbo,
@@ -22,6 +23,8 @@ from infobatch.policies import (
     SlidingWindow,
     UpperConfidenceBound,
 )
+
+_LARGEST_STEP = 2.0  # of KAKURENBO: its learning-rate rule where it hides more than half
 
 
 def start(
@@ -73,7 +76,7 @@ ARM = (
     _arm(
         "kakurenbo",
         "hides the lowest losses; what is hidden is passed forward",
-        lambda _: Kakurenbo(),
+        lambda _: CappedWeights(Kakurenbo(), _LARGEST_STEP),
         refresh=True,
     ),
     _arm("seta", "SeTa: a window of difficulty that slides", _seta),
