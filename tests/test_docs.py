@@ -177,6 +177,8 @@ def check_infobatch(arguments: list[str], folder: Path, place: str) -> None:
         for results in arguments[1:]:
             bring_committed(results, folder)
     cheap = CHEAP if arguments[:1] == ["compare"] and "--help" not in arguments else ()
+    if cheap and "--cost" in arguments:
+        cheap = (*cheap, "--cost", "0.9")  # of two epochs the first is full: half the cost is too low
     program = str(Path(sys.executable).with_name("infobatch"))
     run([program, *arguments, *cheap], folder, place)
 
