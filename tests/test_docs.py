@@ -178,7 +178,7 @@ def check_infobatch(arguments: list[str], folder: Path, place: str) -> None:
             bring_committed(results, folder)
     cheap = CHEAP if arguments[:1] == ["compare"] and "--help" not in arguments else ()
     if cheap and "--cost" in arguments:
-        cheap = (*cheap, "--cost", "0.9")  # of two epochs the first is full: half the cost is too low
+        cheap = (*cheap, "--cost", "0.9")  # the first of two epochs is full
     program = str(Path(sys.executable).with_name("infobatch"))
     run([program, *arguments, *cheap], folder, place)
 

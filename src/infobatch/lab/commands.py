@@ -68,7 +68,7 @@ def compare(
         float, typer.Option(help="Points that an arm may lose and still be non-inferior.")
     ] = 0.5,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results and report. Default: runs/TASK.")
+        Path | None, typer.Option(help="Folder for results and report. Default: runs/TASK, or runs/TASK-PRESET.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     model: Annotated[
@@ -167,7 +167,7 @@ def compare(
         )
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        folder = out or Path("runs") / chosen_task.name
+        folder = out or Path("runs") / "-".join(filter(None, (chosen_task.name, preset)))
         seed_list = range(first_seed, first_seed + seeds)
         try:
             runs = len(planned_runs(chosen_arms, costs)) * seeds
