@@ -71,11 +71,11 @@ class ArmContext:
 
 @dataclass(frozen=True)
 class InBatch:
-    """Choosing within a batch, after a forward pass over all of it.
+    """Choosing a batch from a larger pool, after a forward pass over all of that.
 
     Attributes:
         pruner: draws.
-        keep_ratio: part of a batch that is trained on.
+        keep_ratio: part of a pool that is trained on; pools are as large as makes that a batch.
         epochs: in which it is on.
         by_error: rank by the norm of the gradient at the logits, not by the loss.
     """

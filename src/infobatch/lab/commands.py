@@ -68,7 +68,8 @@ def compare(
         float, typer.Option(help="Points that an arm may lose and still be non-inferior.")
     ] = 0.5,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results and report. Default: runs/TASK, or runs/TASK-PRESET.")
+        Path | None,
+        typer.Option(help="For results and report. Default: runs/TASK, or runs/TASK-PRESET."),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
     model: Annotated[

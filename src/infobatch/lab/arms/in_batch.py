@@ -1,4 +1,4 @@
-"""Methods that choose within a batch, after a forward pass over all of it, which is paid for."""
+"""Methods that choose a batch from a pool, after a forward pass over all of it, which they pay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infobatch.policies import (
 
 
 def start(context: ArmContext, *, policy: BatchPolicy, name: str, by_error: bool = False) -> ArmRun:
-    """Full epochs, of whose batches a part is trained on; with InfoBatch's warm-up and annealing.
+    """Full epochs, of which a part is trained on; with InfoBatch's warm-up and annealing.
 
     Raises:
         LabError: the forward passes alone cost more than what is there to spend.
