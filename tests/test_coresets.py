@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from infobatch import DataPruner, coresets
+from infobatch import DataPruner
 from infobatch.coresets import METHODS, Coreset, Evidence, choose
 from infobatch.coresets.submodular import facility_location, graph_cut
 
@@ -301,5 +302,12 @@ def test_what_does_not_fit_is_refused(build, message):
         build()
 
 
-def test_the_package_needs_no_scikit_learn_but_for_matching_pursuit():
-    assert "sklearn" not in dir(coresets)
+def test_only_matching_pursuit_needs_more_than_numpy_and_says_so(monkeypatch):
+    for name in ("sklearn", "sklearn.linear_model", "scipy", "scipy.optimize"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for method in METHODS:
+        if method == "grad-match":
+            with pytest.raises(ImportError, match=r"pip install 'infobatch\[coresets\]'"):
+                choose(method, evidence(), 30)
+        else:
+            choose(method, evidence(), 30)

@@ -15,7 +15,12 @@ from infobatch.lab.arms import all_arms
 from infobatch.lab.compare import compare
 from infobatch.lab.display import LineListener
 from infobatch.lab.errors import LabError
-from infobatch.lab.train import initial_model, load_checkpoint, save_checkpoint
+from infobatch.lab.train import (
+    even_batch_size,
+    initial_model,
+    load_checkpoint,
+    save_checkpoint,
+)
 from infobatch.plan import shuffled
 
 ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "random")
@@ -103,6 +108,32 @@ def test_every_arm_costs_what_it_is_told(arm, cost, data, tmp_path):
     )
     assert out[0].cost_fraction == pytest.approx(cost, abs=40 / (200 * 12))  # within a batch
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("count", [1, 39, 40, 41, 79, 81, 122, 1198])
+def test_batches_are_as_few_as_can_be_and_nearly_equal(count):
+    size = even_batch_size(count, 40)
+    steps = -(-count // 40)
+    assert -(-count // size) == steps
+    assert size <= 40
+    assert steps * size - count < steps  # no last batch is short by more than that
+
+
+@pytest.mark.parametrize("arm", ["selective-backprop", "importance-sampling", "es"])
+def test_in_batch_arms_train_on_whole_batches_chosen_from_larger_pools(arm, data, monkeypatch):
+    run = training_run(arm, data, cost=0.8)
+    trained = []
+    losses = run._losses
+    monkeypatch.setattr(run, "_losses", lambda *args: trained.append(len(args[0])) or losses(*args))
+    run.run_epoch()
+    assert trained == [40] * 5  # warm-up: plain batches
+    trained.clear()
+    before = replace(run.cost)
+    run.run_epoch()
+    assert sum(trained) == run.cost.samples_backpropagated - before.samples_backpropagated
+    assert run.cost.samples_forwarded - before.samples_forwarded == 200 + sum(trained)
+    assert min(trained) >= 30
+    assert max(trained) <= 40
 
 
 def test_fewer_epochs_compresses_the_schedule(data):

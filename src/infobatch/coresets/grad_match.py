@@ -38,8 +38,13 @@ def select(evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
 def _match(
     gradients: NDArray[np.float32], quota: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    from scipy.optimize import nnls  # both are of the lab extra
-    from sklearn.linear_model import orthogonal_mp_gram
+    try:
+        from scipy.optimize import nnls
+        from sklearn.linear_model import orthogonal_mp_gram
+    except ImportError as error:
+        raise ImportError(
+            "grad-match needs scikit-learn and scipy: pip install 'infobatch[coresets]'"
+        ) from error
 
     atoms = gradients.astype(np.float64) / (float(np.abs(gradients).max()) or 1.0)
     target = atoms.sum(axis=0)

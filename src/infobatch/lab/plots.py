@@ -69,6 +69,12 @@ def metric_against_cost(comparison: Comparison) -> bytes:
                 alpha=0.07,
                 label=f"margin, {comparison.settings.margin:g} points",
             )
+    # Zoomed in on the named arms: one that has collapsed would flatten all others.
+    shown = [row for row in comparison.rows if row.arm in named]
+    low = min(row.metric - (row.metric_std or 0.0) for row in shown)
+    high = max(row.metric + (row.metric_std or 0.0) for row in shown)
+    pad = 0.08 * (high - low) + 0.05
+    axis.set_ylim(low - pad, high + pad)
     axis.set_xlabel("sample passes, as a part of the full-data run's")
     axis.set_ylabel("final test metric, %")
     axis.legend(fontsize=8, loc="lower right")

@@ -141,7 +141,8 @@ _TEXTS = {
         "Metric against cost",
         (
             "Each small mark is one run, each large one an arm's mean with its standard deviation. "
-            "Where many arms were run, grey marks are those that are not named. "
+            "Where many arms were run, grey marks are those that are not named; some may lie below "
+            "the figure. "
             f"The band is the margin below {REFERENCE}. The thick line, full data for fewer "
             "epochs, is the one to beat. Up and to the left is better."
         ),
