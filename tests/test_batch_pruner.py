@@ -51,6 +51,12 @@ def test_the_loss_of_the_chosen_ones_estimates_that_of_the_batch():
     assert np.mean(estimates) == pytest.approx(float(losses.mean()), rel=1e-6)  # p ~ loss: exact
 
 
+def test_each_step_draws_anew():
+    pruner, losses = BatchPruner(64, SelectiveBackprop()), torch.rand(64)
+    drawn = {tuple(pruner.select(losses, keep=16).positions.tolist()) for _ in range(20)}
+    assert len(drawn) == 20
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_losses_of_any_float_type_and_with_a_gradient(dtype):
     losses = torch.rand(16, requires_grad=True).to(dtype)

@@ -227,6 +227,28 @@ def test_grad_match_matches_the_gradient_better_than_chance():
     assert gradient_error(given, matched, matched.weights) < 0.5 * chance
 
 
+def test_glister_is_the_greedy_by_first_order_gain():
+    given = evidence()
+    x = np.concatenate([given.features, np.ones((N, 1), np.float32)], axis=1).astype(np.float64)
+    onehot = np.eye(CLASSES)[given.labels]
+    gradient = [np.outer(given.errors[i], x[i]) for i in range(N)]
+    chosen: list[int] = []
+    found = choose("glister", given, 60).indices
+    sizes = {c: int((given.labels[found] == c).sum()) for c in range(CLASSES)}
+    for number in range(1, 11):
+        step = 0.1 * sum((gradient[i] for i in chosen), 0 * gradient[0]) / max(1, len(chosen))
+        logits = np.log(given.probabilities.astype(np.float64)) - x @ step.T
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        validation = (p - onehot).T @ x / N
+        gains = [float((g * validation).sum()) for g in gradient]
+        for c, size in sizes.items():
+            members = [i for i in range(N) if given.labels[i] == c]
+            free = [i for i in members if i not in chosen]
+            wanted = size * number // 10 - (len(members) - len(free))
+            chosen += sorted(free, key=lambda i: -gains[i])[:wanted]
+    assert set(found.tolist()) == set(chosen)
+
+
 def test_glister_lowers_the_loss_more_than_chance():
     given = evidence(size=300)
     features = np.concatenate([given.features, np.ones((300, 1), np.float32)], axis=1)

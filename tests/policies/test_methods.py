@@ -352,6 +352,16 @@ def test_groups_thin_each_class_by_its_own_threshold():
         assert selection[members].sum() == pytest.approx(len(members))
 
 
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_groups_ask_the_policy_for_the_epoch_that_it_is(epoch):
+    groups = np.repeat([0, 1], 30)
+    window = p.SlidingWindow(random_ratio=0.0, groups=5, window=0.6)
+    chosen = kept(p.WithinGroups(window, groups).select_from({}, losses(), None, epoch, rng()))
+    first = kept(window.select(losses()[:30], epoch, rng()))
+    second = kept(window.select(losses()[30:], epoch, rng()))
+    assert chosen == first | {30 + i for i in second}
+
+
 @pytest.mark.parametrize("keep", [18, 30, 47, 60])
 def test_groups_share_a_number_out_by_size(keep):
     groups = np.repeat([0, 1, 2], [30, 20, 10])
