@@ -247,6 +247,7 @@ def passes_of(budget):
         (lambda: InfoBatch(N, 10, budget=0), ValueError, "budget must be"),
         (lambda: InfoBatch(N, 10, budget=1.2), ValueError, "budget must be in"),
         (lambda: InfoBatch(N, 10, budget=60), ValueError, "not a percentage"),
+        (lambda: InfoBatch(N, 10, 0.3, budget=0.7), ValueError, "give one of the two"),
         (lambda: InfoBatch(N, 10, budget="0.6"), TypeError, "budget must be a number"),
         (lambda: InfoBatch(N, 10, budget=0.9, delta=0.0), ValueError, "budget must be 1 to 1"),
         (

@@ -64,6 +64,9 @@ from infobatch.streams import StreamFilter
 from infobatch.validation import check_fraction, check_int, length
 
 
+_PRUNE_RATIO = 0.5  # the paper's
+
+
 class DataPruner:
     """Plans every epoch of a training run: which samples, in which order, with what weight.
 
@@ -905,7 +908,7 @@ class InfoBatch(DataPruner):
         self,
         dataset: Sized | SupportsIndex,
         num_epochs: int,
-        prune_ratio: float = 0.5,
+        prune_ratio: float = _PRUNE_RATIO,
         delta: float = 0.875,
         *,
         quantiles: Mapping[float, float] | Iterable[tuple[float, float]] | None = None,
@@ -926,6 +929,11 @@ class InfoBatch(DataPruner):
             policy = QuantileThresholds(normalise_quantiles(quantiles))
         elif budget is not None:
             policy = BudgetThreshold()
+        if budget is not None and prune_ratio != _PRUNE_RATIO:
+            raise ValueError(
+                f"a budget solves for the prune ratio, so prune_ratio={prune_ratio!r} would have no "
+                "effect; give one of the two"
+            )
         super().__init__(
             dataset,
             num_epochs,
