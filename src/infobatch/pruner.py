@@ -63,7 +63,6 @@ from infobatch.state import Snapshot, describe_policy
 from infobatch.streams import StreamFilter
 from infobatch.validation import check_fraction, check_int, length
 
-
 _PRUNE_RATIO = 0.5  # the paper's
 
 
