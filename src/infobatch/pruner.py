@@ -930,7 +930,7 @@ class InfoBatch(DataPruner):
             policy = BudgetThreshold()
         if budget is not None and prune_ratio != _PRUNE_RATIO:
             raise ValueError(
-                f"a budget solves for the prune ratio, so prune_ratio={prune_ratio!r} would have no "
+                f"a budget solves for the prune ratio, so prune_ratio={prune_ratio!r} has no "
                 "effect; give one of the two"
             )
         super().__init__(
