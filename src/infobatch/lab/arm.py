@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +157,8 @@ def exact_run(
     warmup_epochs: int = WARMUP_EPOCHS,
     refresh: bool = False,
     batch_mean: bool = False,
-    **options: Any,
+    score_ema: float = 0.0,
+    groups: NDArray[np.int64] | None = None,
 ) -> ArmRun:
     """A policy that is told how many samples to keep, so that the run costs what it should.
 
@@ -169,7 +170,8 @@ def exact_run(
         warmup_epochs: full epochs at the start.
         refresh: what is left out is passed forward, and paid for.
         batch_mean: see `ArmRun`.
-        options: for `DataPruner`.
+        score_ema: see `DataPruner`.
+        groups: see `DataPruner`.
 
     Raises:
         LabError: the cost cannot be met.
@@ -193,7 +195,8 @@ def exact_run(
             warmup_epochs=warmup_epochs,
             seed=context.seed,
             budget=budget,
-            **options,
+            score_ema=score_ema,
+            groups=groups,
         )
     except ValueError as error:
         raise LabError(f"{name} at cost {context.told_cost:g}: {error}") from error

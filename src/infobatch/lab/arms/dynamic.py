@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from infobatch.lab.arm import Arm, ArmContext, ArmRun, exact_run
+from infobatch.lab.arm import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
 from infobatch.policies import (
     AnyPolicy,
     CappedWeights,
@@ -28,10 +27,17 @@ _LARGEST_STEP = 2.0  # of KAKURENBO: its learning-rate rule where it hides more 
 
 
 def start(
-    context: ArmContext, *, policy: Callable[[ArmContext], AnyPolicy], name: str, **options: Any
+    context: ArmContext,
+    *,
+    policy: Callable[[ArmContext], AnyPolicy],
+    name: str,
+    warmup_epochs: int,
+    refresh: bool,
 ) -> ArmRun:
     """A policy without annealing."""
-    return exact_run(context, policy(context), name, delta=1.0, **options)
+    return exact_run(
+        context, policy(context), name, delta=1.0, warmup_epochs=warmup_epochs, refresh=refresh
+    )
 
 
 def _seta(context: ArmContext) -> AnyPolicy:
@@ -44,9 +50,14 @@ def _period(context: ArmContext) -> int:
 
 
 def _arm(
-    name: str, description: str, policy: Callable[[ArmContext], AnyPolicy], **options: Any
+    name: str,
+    description: str,
+    policy: Callable[[ArmContext], AnyPolicy],
+    *,
+    warmup_epochs: int = WARMUP_EPOCHS,
+    refresh: bool = False,
 ) -> Arm:
-    run = partial(start, policy=policy, name=name, **options)
+    run = partial(start, policy=policy, name=name, warmup_epochs=warmup_epochs, refresh=refresh)
     return Arm(name, description, run, family="dynamic")
 
 
