@@ -1,10 +1,13 @@
 """Settings that all tests share: one thread, seeded draws, hypothesis profiles."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+HOSTS = Path(__file__).parent / "hosts"
 
 # No deadline: the first example pays for imports and caches of torch. The health check on speed is
 # off for the same reason; the number of examples is what bounds the time.
@@ -17,6 +20,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.en
 # The tests compute on tiny tensors: more threads only get in each other's way, and the promise that
 # the thread count changes nothing has a test of its own.
 torch.set_num_threads(1)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Tests of hosts need their frameworks and are run by name: `make test-hosts`."""
+    if collection_path == HOSTS and not any("hosts" in Path(arg).parts for arg in config.args):
+        return True
+    return None
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ class Planner:
 
     def keep(self, epoch: int) -> int | None:
         """How many of the samples in `shard` an epoch is to keep; None where no budget says it."""
-        if self.sizes is None:
+        if self.sizes is None or epoch >= len(self.sizes):  # a look past the end of the run
             return None
         return len(range(self.shard.index, self.sizes[epoch], self.shard.count))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -681,6 +682,11 @@ class DataPruner:
         return self._epoch
 
     @property
+    def is_within_epoch(self) -> bool:
+        """Whether part of the current epoch has been trained on, so that only a rest is left."""
+        return self._plan_position > 0
+
+    @property
     def scores(self) -> Tensor:
         """(N,) float32: every sample's latest score, NaN = never seen; a copy, on the host.
 
@@ -743,6 +749,23 @@ class DataPruner:
             )
         on_rank = [-(-size // world.size) for size in sizes]
         return sum(n // batch_size if drop_last else -(-n // batch_size) for n in on_rank)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last finished epoch, by the names under which the integrations log it.
+
+        `infobatch/saved_fraction` (of the whole run so far), `infobatch/kept_fraction`,
+        `infobatch/mean_weight`, and `infobatch/threshold` where there is one. Empty before.
+        """
+        if not self._history:
+            return {}
+        record = self._history[-1]
+        values = {
+            "saved_fraction": self.saved_fraction,
+            "kept_fraction": record.kept / record.total,
+            "mean_weight": record.mean_weight,
+            "threshold": record.threshold,
+        }
+        return {f"infobatch/{name}": v for name, v in values.items() if math.isfinite(v)}
 
     def summary(self) -> str:
         """One line: what has been saved so far."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data.distributed import DistributedSampler
 
 from infobatch.errors import InfoBatchError, MisalignedUpdateError, StateError
 from infobatch.plan import IndexArray
@@ -16,12 +17,22 @@ from infobatch.plan import IndexArray
 _CHUNK = 1024  # indices turned into Python ints at a time
 
 
-class PlanSampler(Sampler[int]):
+class PlanSampler(DistributedSampler[int]):
     """The order of the epoch that is about to run, for any DataLoader or BatchSampler.
 
     One object for the whole run. `len` is that of the coming epoch. Iterating starts that
     epoch; iterating again before any loss has arrived starts it again, so that a look at the
     first batch costs nothing.
+
+    It is a `DistributedSampler`, as each rank gets its own share of the epoch from it: hosts
+    that would otherwise shard a sampler of unknown kind a second time leave it alone.
+
+    Attributes:
+        batches_at_once: how many batches the host draws before it trains on the first of them.
+            1 for nearly all; those that collect the batches of an optimizer step beforehand, as
+            transformers' Trainer does, draw as many as they accumulate.
+        host_counts_epochs: whether `set_epoch` announces the epochs of this run. False for hosts
+            that call it with a count of their own, as Accelerate's loaders do.
 
     Args:
         begin: starts, or starts again, the epoch that is due; gives its indices.
@@ -39,9 +50,12 @@ class PlanSampler(Sampler[int]):
     ) -> None:
         self._begin, self._remaining = begin, remaining
         self._set_epoch, self._has_begun = set_epoch, has_begun
+        self.batches_at_once = 1
+        self.host_counts_epochs = True
 
     def __iter__(self) -> Iterator[int]:
-        return self._begin(LoaderFacts.of_caller(self))
+        facts = LoaderFacts.of_caller(self)
+        return self._begin(replace(facts, batches_at_once=self.batches_at_once))
 
     def __len__(self) -> int:
         return self._remaining()
@@ -49,7 +63,8 @@ class PlanSampler(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch that is about to run, as loops written for DistributedSampler do.
 
-        Not needed: the pruner counts epochs by itself. Calling it again changes nothing.
+        Not needed: the pruner counts epochs by itself. Calling it again changes nothing. Does
+        nothing where `host_counts_epochs` is False.
 
         Args:
             epoch: 0-based.
@@ -57,7 +72,8 @@ class PlanSampler(Sampler[int]):
         Raises:
             EpochError: it is not that epoch's turn.
         """
-        self._set_epoch(epoch)
+        if self.host_counts_epochs:
+            self._set_epoch(epoch)
 
     def state_dict(self) -> dict[str, bool]:
         """For loaders that save their sampler's state, such as torchdata's StatefulDataLoader.
@@ -89,6 +105,9 @@ class LoaderFacts:
     drop_last: bool = False
     batches_ahead: int | None = None
     in_order: bool = True
+    batches_at_once: int = 1
+    sharded_by: str | None = None
+    skips: bool = False
 
     @classmethod
     def of_caller(cls, sampler: object) -> LoaderFacts:
@@ -96,22 +115,51 @@ class LoaderFacts:
 
         Used to give errors earlier and to know drop_last; everything works without it.
         """
-        batch_size: int | None = None
-        drop_last = False
+        facts = cls()
         frame = sys._getframe(2)
-        for _ in range(6):
+        for _ in range(8):
             caller: Any = frame.f_locals.get("self")
             if isinstance(caller, BatchSampler) and getattr(caller, "sampler", None) is sampler:
-                batch_size, drop_last = caller.batch_size, caller.drop_last
+                facts = replace(facts, batch_size=caller.batch_size, drop_last=caller.drop_last)
+            elif isinstance(caller, Sampler) and caller is not sampler:
+                facts = facts._with_wrapper(caller)
             elif hasattr(caller, "_index_sampler") and hasattr(caller, "_num_workers"):
                 workers = int(caller._num_workers)
                 prefetch = int(getattr(caller, "_prefetch_factor", None) or 0)
                 in_order = bool(getattr(caller, "_in_order", True)) or workers == 0
-                return cls(batch_size, drop_last, 1 + workers * prefetch, in_order)
+                return replace(facts, batches_ahead=1 + workers * prefetch, in_order=in_order)
             if frame.f_back is None:
                 break
             frame = frame.f_back
-        return cls(batch_size, drop_last)
+        return facts
+
+    def _with_wrapper(self, wrapper: Any) -> LoaderFacts:
+        """With what is seen of a host's sampler that draws from ours."""
+        shards = max(getattr(wrapper, "num_processes", 1), getattr(wrapper, "num_replicas", 1))
+        return replace(
+            self,
+            sharded_by=type(wrapper).__name__ if shards > 1 else self.sharded_by,
+            skips=self.skips or getattr(wrapper, "skip_batches", 0) > 0,
+        )
+
+    def check_usable(self) -> None:
+        """Check that the host neither shards nor skips what the pruner has planned.
+
+        Raises:
+            MisalignedUpdateError: it does.
+        """
+        if self.sharded_by is not None:
+            raise MisalignedUpdateError(
+                f"the host shards this sampler a second time (by {self.sharded_by}), although it "
+                "already gives each rank its own share. Use the host's integration in "
+                "infobatch.integrations, or have the host leave the loader's sampler alone"
+            )
+        if self.skips:
+            raise MisalignedUpdateError(
+                "the host skips batches at the start of the loader, but after load_state_dict this "
+                "sampler by itself goes on where the saved run stood; iterate the loader without "
+                "skip_first_batches"
+            )
 
 
 class Ledger:
@@ -122,7 +170,8 @@ class Ledger:
     is the same at every update until the plan is used up. If it grows, a batch was left out or
     something between sampler and loop drew more than it delivered; if it shrinks, an update
     came twice. So the account shows whether a vector of losses belongs to the next samples of
-    the plan, and no index has to travel with the data.
+    the plan, and no index has to travel with the data. Where a host draws the batches of an
+    optimizer step before it trains on the first of them, this holds from step to step.
 
     Args:
         total: number of samples to hand out.
@@ -203,7 +252,9 @@ class Ledger:
     def _compare(self, position: int, count: int) -> None:
         assert self._look_ahead is not None
         total, handed_out = self._total, self.handed_out
-        expected = min(position + self._look_ahead, total)
+        assert self._batch is not None
+        drawn_for = position - position % (self.loader.batches_at_once * self._batch)
+        expected = min(drawn_for + self._look_ahead, total)
         where = f"(position {position} of {total}, {handed_out} samples drawn, {expected} expected)"
         if handed_out > expected:
             raise MisalignedUpdateError(
@@ -241,7 +292,7 @@ class Ledger:
         if self._look_ahead is None or size is None or batches is None:
             return
         missing = self._total - position
-        unexplained = self._look_ahead - batches * size
+        unexplained = self._look_ahead - (batches + self.loader.batches_at_once - 1) * size
         partial = self._total % size
         if partial and not self.loader.drop_last:
             return  # the last batch, by its size, has shown it
@@ -254,11 +305,13 @@ class Ledger:
             )
 
     def check_drawable(self) -> None:
-        """Check that what there is to hand out makes at least one batch.
+        """Check that the loader can be used, and that there is at least one batch to hand out.
 
         Raises:
+            MisalignedUpdateError: see `LoaderFacts.check_usable`.
             InfoBatchError: the loader has drop_last=True and too few samples are left.
         """
+        self.loader.check_usable()
         size = self.loader.batch_size
         if size is not None and self.is_complete(0):
             raise InfoBatchError(

@@ -163,6 +163,7 @@ class ProgressScheduler:
                 "steps it was built; pass num_epochs * steps of a full epoch"
             )
         self.scheduler = scheduler
+        self.optimizer = scheduler.optimizer
         self.total_steps = check_int("total_steps", total_steps, at_least=1)
         self._pruner = pruner
         self._done = max(0, int(scheduler.last_epoch))
