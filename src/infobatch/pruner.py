@@ -717,8 +717,8 @@ class DataPruner:
         done = share.position(self._position) / share.position(planned)
         return (self._epoch + min(done, 1.0)) / self.num_epochs
 
-    def total_steps(self, batch_size: int, *, drop_last: bool = False) -> int:
-        """The number of batches that the whole run trains on, on this rank.
+    def total_steps(self, batch_size: int, *, drop_last: bool = False, accumulate: int = 1) -> int:
+        """The number of optimizer steps of the whole run.
 
         Exact from the start with `budget=`, so a schedule that wants the number of steps can be
         built before training. It ends as if all epochs ran to their end.
@@ -726,6 +726,7 @@ class DataPruner:
         Args:
             batch_size: of the loader, on this rank.
             drop_last: as the loader's.
+            accumulate: batches to an optimizer step; the last of an epoch may have fewer.
 
         Raises:
             ValueError: it depends on losses that have not come yet.
@@ -747,8 +748,21 @@ class DataPruner:
                 "budget=0.7: 70% of the sample passes of the full run) to fix it beforehand, or "
                 "let schedules follow pruner.progress (see infobatch.schedule)"
             )
+        accumulate = check_int("accumulate", accumulate, at_least=1)
         on_rank = [-(-size // world.size) for size in sizes]
-        return sum(n // batch_size if drop_last else -(-n // batch_size) for n in on_rank)
+        batches = [n // batch_size if drop_last else -(-n // batch_size) for n in on_rank]
+        return sum(-(-n // accumulate) for n in batches)
+
+    def coming_weights(self, count: int) -> Tensor:
+        """(count,) float64, on the host: the weights of the next samples, before their losses.
+
+        For hosts that must know beforehand which of the samples that they have drawn are padding
+        of a distributed run (weight 0), or count as they are (weight 1). Fewer at an epoch's end.
+        """
+        share = self.share
+        return torch.from_numpy(
+            share.weights(self._position, min(self._position + count, len(share)))
+        )
 
     def metrics(self) -> dict[str, float]:
         """Of the last finished epoch, by the names under which the integrations log it.
@@ -766,6 +780,14 @@ class DataPruner:
             "threshold": record.threshold,
         }
         return {f"infobatch/{name}": v for name, v in values.items() if math.isfinite(v)}
+
+    def coming_divisor(self, count: int) -> float:
+        """What `update` will divide the sum of the next weighted losses by under "mean".
+
+        `count`; or, where a rank has padding, the mean number over ranks of samples that count.
+        """
+        divisor = self.share.divisor(self._position, self._position + count)
+        return float(count) if divisor is None else divisor
 
     def summary(self) -> str:
         """One line: what has been saved so far."""

@@ -64,8 +64,14 @@ def assert_same(run, reference, *, exact=True):
         torch.testing.assert_close(ours, plain, **tolerance)
 
 
-def plain_run(*, epochs=EPOCHS, batch=BATCH, accumulate=1, limit=None, **settings):
-    """The loop of the README with a one-cycle schedule, gradients summed over `accumulate`."""
+def plain_run(
+    *, epochs=EPOCHS, batch=BATCH, accumulate=1, mean_of_rest=False, limit=None, **settings
+):
+    """The loop of the README with a one-cycle schedule, gradients summed over `accumulate`.
+
+    Where fewer batches than that are left in an epoch, hosts divide by `accumulate`, or, with
+    `mean_of_rest`, by the number that is left.
+    """
     data, model = digits(), build_model()
     pruner = InfoBatch(data, epochs, **settings)
     loader = DataLoader(data, batch, sampler=pruner.sampler)
@@ -81,7 +87,8 @@ def plain_run(*, epochs=EPOCHS, batch=BATCH, accumulate=1, limit=None, **setting
             if index == in_epoch:
                 break
             loss = pruner.update(F.cross_entropy(model(x), y, reduction="none"))
-            (loss / accumulate).backward()
+            rest = index >= in_epoch - in_epoch % accumulate
+            (loss / (in_epoch % accumulate if rest and mean_of_rest else accumulate)).backward()
             if (index + 1) % accumulate == 0 or index + 1 == in_epoch:
                 rates.append(optimizer.param_groups[0]["lr"])
                 optimizer.step()

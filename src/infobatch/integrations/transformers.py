@@ -1,0 +1,375 @@
+"""Transformers' Trainer and TRL's SFTTrainer (`pip install "infobatch[transformers]"`).
+
+Source of what it sets right: docs/hosts/transformers.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import Trainer, TrainerCallback
+
+from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
+from infobatch.integrations.accelerate import keep_shares
+from infobatch.pruner import DataPruner, InfoBatch
+from infobatch.schedule import ProgressScheduler
+
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+STATE_FILE = "infobatch.pt"
+_IGNORED = -100  # the label of tokens that do not count, throughout transformers
+
+
+class InfoBatchMixin(_Base):
+    """Makes any `transformers.Trainer` train with a pruner: put it first among the bases.
+
+        class PrunedSFTTrainer(InfoBatchMixin, SFTTrainer):
+            pass
+
+    The loss is that of the trainer itself, as the model and its settings give it, plus
+    sum_i (w_i - 1) * l_i in the same normalisation, where l_i is the loss of sample i: at weight
+    1 it is the stock loss to the last bit. A sequence is scored by its mean token loss. That the
+    per-sample losses add up to the stock loss is checked at the start of training.
+
+    Args:
+        args, kwargs: of the trainer.
+        pruner: the pruner, or what builds it from data set and number of epochs: `InfoBatch`
+            (the default), or `functools.partial(InfoBatch, budget=0.7)`.
+
+    Attributes:
+        pruner: the run's pruner, over the trainer's own `train_dataset`, which may be a prepared
+            version of what was passed.
+
+    Raises:
+        EpochError: `num_train_epochs` is not whole or not the pruner's, or `max_steps` is set.
+        MisalignedUpdateError: an option under which samples cannot be told apart; the message
+            says what to change.
+        LossError: in training: the per-sample losses do not add up to the trainer's loss.
+        StateError: a checkpoint without a pruner's state, or of other settings.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        pruner: DataPruner | Callable[[Any, int], DataPruner] = InfoBatch,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_settings()
+        if not isinstance(pruner, DataPruner):
+            pruner = pruner(self.train_dataset, int(self.args.num_train_epochs))
+        self.pruner = pruner
+        self._check_pruner()
+        self._division: tuple[bool, float] | None = None
+        self.add_callback(_Bookkeeping(self))
+
+    def _check_settings(self) -> None:
+        args = self.args
+        if args.max_steps > 0 or args.num_train_epochs != int(args.num_train_epochs):
+            raise EpochError(
+                "pruned epochs have fewer steps, and the last ones are annealed, so the run must "
+                f"have a whole number of epochs, got max_steps={args.max_steps}, "
+                f"num_train_epochs={args.num_train_epochs}; set num_train_epochs alone"
+            )
+        if args.n_gpu > 1:
+            raise MisalignedUpdateError(
+                "DataParallel splits batches among devices; start one process for each device, "
+                "with torchrun"
+            )
+        if args.train_sampling_strategy != "random":
+            raise MisalignedUpdateError(
+                f"train_sampling_strategy={args.train_sampling_strategy!r} chooses the order; "
+                "leave it at its default and give the pruner a sampler of your own: "
+                "InfoBatch(dataset, num_epochs, sampler=...)"
+            )
+        if getattr(self, "padding_free", False):
+            raise MisalignedUpdateError(
+                "padding_free, which packing in SFTConfig implies by default, joins the sequences "
+                "of a batch into one row, so that they have no loss each; use padding_free=False "
+                'and no packing, or packing_strategy="wrapped", where a packed row is the sample'
+            )
+
+    def _check_pruner(self) -> None:
+        if self.pruner.num_epochs != self.args.num_train_epochs:
+            raise EpochError(
+                f"TrainingArguments(num_train_epochs={self.args.num_train_epochs:g}) must be the "
+                f"pruner's num_epochs={self.pruner.num_epochs}"
+            )
+        if self.pruner.num_samples != len(self.train_dataset):
+            raise ValueError(
+                f"the trainer trains on {len(self.train_dataset)} samples, the pruner was built "
+                f"for {self.pruner.num_samples}; pass pruner=InfoBatch or "
+                "pruner=functools.partial(InfoBatch, ...), which is built from the trainer's own "
+                "train_dataset"
+            )
+
+    # ------------------------------------------------------------------ the loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.pruner.sampler
+
+    def get_train_dataloader(self) -> Any:
+        """The trainer's loader, with the pruner's shares for each process."""
+        self.pruner.sampler.batches_at_once = self.args.gradient_accumulation_steps
+        loader = super().get_train_dataloader()
+        keep_shares(loader)
+        return loader
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """Count the tokens of the samples that count; padding of a distributed run does not."""
+        sizes = [_size_of(batch) for batch in batch_samples]
+        weights = self.pruner.coming_weights(sum(sizes))
+        for batch, own in zip(batch_samples, weights.split(sizes), strict=True):
+            if "labels" in batch and _can_mask(batch["labels"], own):
+                batch["labels"][(own == 0).to(batch["labels"].device)] = _IGNORED
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    # ------------------------------------------------------------------ epochs
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """Those of a full run, whatever epoch the pruner stands at."""
+        if self.pruner.epoch > 0 or self.pruner.is_within_epoch:
+            raise StateError(
+                f"the pruner stands at epoch {self.pruner.epoch}: it has been trained before. "
+                "Build a new trainer and pruner; to go on, call train(resume_from_checkpoint=...)"
+            )
+        return super().set_initial_training_values(args, dataloader)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Where the run stands: what the pruner says, as epochs are not equally long."""
+        start = super()._init_training_state(*args, **kwargs)
+        checkpoint = args[3] if len(args) > 3 else kwargs.get("resume_from_checkpoint")
+        if checkpoint is None:
+            return cast(tuple[int, int], start)
+        file = Path(checkpoint) / STATE_FILE
+        if not file.exists():
+            raise StateError(
+                f"{checkpoint} has no {STATE_FILE}, so it was not saved by a trainer with a "
+                "pruner; resume it with that trainer, or start anew from its model"
+            )
+        self.pruner.load_state_dict(torch.load(file, weights_only=True))
+        return self.pruner.epoch, 0  # the sampler itself goes on within the epoch
+
+    def _run_epoch(self, *, train_dataloader: Any, **kwargs: Any) -> Any:
+        """With the length of this epoch: the trainer has kept that of the first."""
+        batches = len(train_dataloader)
+        kwargs.update(
+            steps_in_epoch=batches,
+            num_update_steps_per_epoch=math.ceil(batches / self.args.gradient_accumulation_steps),
+            steps_trained_in_current_epoch=0,
+        )
+        return super()._run_epoch(train_dataloader=train_dataloader, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's schedule, built for a full run, follows the progress of this one."""
+        scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
+        if hasattr(scheduler, "get_last_lr") and not isinstance(
+            scheduler, (ReduceLROnPlateau, ProgressScheduler)
+        ):
+            scheduler = ProgressScheduler(scheduler, self.pruner, total_steps=num_training_steps)
+            self.lr_scheduler = scheduler
+        return scheduler
+
+    # ------------------------------------------------------------------ the loss
+
+    def per_token_losses(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses whose mean over a batch is the model's loss; override for other models.
+
+        Args:
+            outputs: of the model, for a batch of B samples.
+            labels: (B, ...) as the collator gave them.
+
+        Returns:
+            (B, ...) losses, and a bool tensor of the same shape: False where one does not count,
+            in which case it is 0.
+
+        Raises:
+            LossError: logits and labels of unknown kind.
+        """
+        if getattr(outputs, "log_probs", None) is not None:  # TRL's fused head
+            losses, counts = -outputs.log_probs, outputs.label_mask.bool()
+            if getattr(self.args, "loss_type", None) == "dft":
+                losses = losses * outputs.log_probs.exp().detach()
+            return losses, counts
+        logits = outputs.get("logits")
+        if (
+            logits is not None
+            and logits.shape[:-1] == labels.shape
+            and not labels.is_floating_point()
+        ):
+            if self._loss_shifts_labels:
+                labels = F.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
+            smoothing = self.args.label_smoothing_factor if self.label_smoother else 0.0
+            losses = F.cross_entropy(
+                logits.float().movedim(-1, 1) if labels.dim() > 1 else logits.float(),
+                labels,
+                ignore_index=_IGNORED,
+                reduction="none",
+                label_smoothing=smoothing,
+            )
+            return losses, labels != _IGNORED
+        if logits is not None and labels.is_floating_point() and logits.numel() == labels.numel():
+            targets = labels.view_as(logits)
+            if getattr(self.model.config, "problem_type", None) == "multi_label_classification":
+                losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            else:
+                losses = F.mse_loss(logits.float(), targets.float(), reduction="none")
+            return losses, torch.ones_like(losses, dtype=torch.bool)
+        shape = None if logits is None else tuple(logits.shape)
+        raise LossError(
+            f"no per-sample loss is known for logits {shape} and labels {tuple(labels.shape)} of "
+            f"{labels.dtype}; override per_token_losses(outputs, labels) in your trainer"
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The trainer's own loss, corrected for the weights; in evaluation, as it is."""
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        labels = inputs["labels"]
+        seen: list[Any] = []
+        hook = model.register_forward_hook(lambda _model, _inputs, output: seen.append(output))
+        try:
+            result = super().compute_loss(model, inputs, return_outputs, **kwargs)
+        finally:
+            hook.remove()
+        loss, *rest = result if return_outputs else (result,)
+        loss = loss + self._correction(loss, seen[0], labels, kwargs.get("num_items_in_batch"))
+        return (loss, *rest) if return_outputs else loss
+
+    def _correction(self, stock: Tensor, outputs: Any, labels: Tensor, items: Any) -> Tensor:
+        """sum_i (w_i - 1) * l_i, divided as the stock loss is; 0 where all weights are 1."""
+        weights = self.pruner.coming_weights(len(labels))
+        counting = int((weights > 0).sum()) if _can_mask(labels, weights) else len(labels)
+        share = counting / self.pruner.coming_divisor(len(labels))  # 1 if no rank has padding
+        is_plain = share == 1.0 and bool((weights == 1).all())
+        with torch.set_grad_enabled(not is_plain):
+            losses, valid = self.per_token_losses(outputs, labels)
+            sums = losses.reshape(len(labels), -1).sum(1)
+            counts = valid.reshape(len(labels), -1).sum(1)
+        if self._division is None:
+            self._division = self._find_division(stock, sums, counts, items, outputs)
+        tokens = counts.clamp(min=1)
+        weighted = tokens * self.pruner.update(sums / tokens, reduction="none")
+        if is_plain or self._division is None:
+            return torch.zeros((), dtype=stock.dtype, device=stock.device)
+        by_items, scale = self._division
+        if by_items:  # those of all ranks, without padding
+            return cast(Tensor, scale * (weighted - sums).sum() / items)
+        return scale * (share * weighted - sums).sum() / counts.sum().clamp(min=1)
+
+    def _find_division(
+        self, stock: Tensor, sums: Tensor, counts: Tensor, items: Any, outputs: Any
+    ) -> tuple[bool, float] | None:
+        """How the stock loss comes from the samples' losses; that must be all there is in it.
+
+        Returns:
+            (by items or by this batch's own tokens, factor); None if all losses are 0.
+        """
+        total, loss = float(sums.sum()), float(stock)
+        if total == 0.0:
+            return None
+        own = total / max(1.0, float(counts.sum()))
+        # The trainer multiplies what it takes to be divided by the items of all ranks.
+        processes = float(self.accelerator.num_processes)
+        for scale in (1.0, processes):
+            if items is not None and _is_close(scale * total / float(items), loss):
+                return True, scale
+            if _is_close(scale * own, loss):
+                return False, scale
+        if getattr(outputs, "aux_loss", None) is not None:  # a mixture of experts adds its own
+            across = self.args.average_tokens_across_devices
+            return items is not None, processes if across and items is not None else 1.0
+        raise LossError(
+            f"the loss of the first batch is {loss:.4g}, but its samples' losses come to "
+            f"{own:.4g}: the model or compute_loss_func has a loss of another kind. Override "
+            "per_token_losses(outputs, labels) in your trainer"
+        )
+
+
+class InfoBatchTrainer(InfoBatchMixin, Trainer):
+    """`transformers.Trainer` with a pruner.
+
+        trainer = InfoBatchTrainer(
+            model, args, train_dataset=train_set, pruner=functools.partial(InfoBatch, budget=0.7)
+        )
+        trainer.train()
+
+    For other trainers, such as TRL's `SFTTrainer`, and for arguments and errors: `InfoBatchMixin`.
+    """
+
+
+class _Bookkeeping(TrainerCallback):
+    """Step counts, logs and checkpoints of a trainer with a pruner."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def _batches(self, samples: int) -> int:
+        size: int = self.trainer._train_batch_size
+        drop_last = self.trainer.args.dataloader_drop_last
+        return samples // size if drop_last else math.ceil(samples / size)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The number of steps: exact with a budget, else as if no later epoch were pruned."""
+        trainer, pruner = self.trainer, self.trainer.pruner
+        accumulate = args.gradient_accumulation_steps
+        try:
+            state.max_steps = pruner.total_steps(
+                trainer._train_batch_size,
+                drop_last=args.dataloader_drop_last,
+                accumulate=accumulate,
+            )
+        except ValueError:
+            full = self._batches(math.ceil(pruner.num_samples / args.world_size))
+            later = pruner.num_epochs - pruner.epoch - 1
+            this = math.ceil(self._batches(len(pruner.sampler)) / accumulate)
+            state.max_steps = state.global_step + this + later * math.ceil(full / accumulate)
+        for callback in trainer.callback_handler.callbacks:
+            bar = getattr(callback, "training_bar", None)
+            if bar is not None:
+                bar.total = state.max_steps
+                bar.refresh()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where the run stands, in a resumed epoch too."""
+        state.epoch = self.trainer.pruner.progress * self.trainer.pruner.num_epochs
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log what the epoch has saved."""
+        self.trainer.pruner.end_epoch()  # where drop_last has left something
+        self.trainer.log(self.trainer.pruner.metrics())
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the pruner's state into the checkpoint; on all ranks, as its losses are gathered."""
+        self.trainer.pruner.synchronize()
+        if state.is_world_process_zero:
+            folder = Path(self.trainer._get_output_dir(trial=None))
+            torch.save(
+                self.trainer.pruner.state_dict(),
+                folder / f"checkpoint-{state.global_step}" / STATE_FILE,
+            )
+
+
+def _size_of(batch: Any) -> int:
+    """Number of samples in a collated batch."""
+    first: Tensor = batch["labels"] if "labels" in batch else next(iter(batch.values()))
+    return len(first)
+
+
+def _can_mask(labels: Tensor, weights: Tensor) -> bool:
+    """Whether a batch has padding whose labels can be set to be ignored, beside real samples."""
+    padding = int((weights == 0).sum())
+    return 0 < padding < len(weights) and not labels.is_floating_point()
+
+
+def _is_close(ours: float, stock: float) -> bool:
+    return abs(ours - stock) <= 0.01 * abs(stock)
