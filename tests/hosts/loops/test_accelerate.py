@@ -1,0 +1,141 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration
+from tests.hosts.loops import accelerate_run
+from tests.hosts.loops.accelerate_run import train
+from tests.hosts.support import (
+    BATCH,
+    EPOCHS,
+    assert_same,
+    build_model,
+    digits,
+    plain_run,
+    torchrun,
+)
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from infobatch import InfoBatch
+from infobatch.errors import MisalignedUpdateError, StateError
+from infobatch.integrations.accelerate import keep_shares, prepare
+
+
+@pytest.fixture(autouse=True)
+def _one_accelerator_at_a_time():
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.parametrize("prune", [{}, {"budget": 0.7}])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_is_that_of_a_plain_loop(prune, accumulate):
+    run, *_, gathered = train(prune=prune, accumulate=accumulate)
+    assert_same(run, plain_run(accumulate=accumulate, **prune))
+    assert gathered == [record.kept for record in run.history]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"workers": 2}, {"even_batches": False}, {"use_stateful_dataloader": True}]
+)
+def test_loader_settings(settings):
+    run, *_ = train(**settings)
+    assert_same(run, plain_run())
+
+
+@pytest.mark.parametrize("step", [5, 16, 25, 60])
+def test_resume_is_as_never_having_stopped(tmp_path, step):
+    reference = plain_run()
+    run, *_ = train(save=(step, tmp_path))
+    assert_same(run, reference)
+    resumed, *_ = train(load=tmp_path)
+    resumed.rates = reference.rates[:step] + resumed.rates
+    resumed.steps += step
+    assert_same(resumed, reference)
+
+
+def test_an_epoch_may_be_left_early():
+    accelerator, pruner, model = Accelerator(cpu=True), InfoBatch(digits(), 3), build_model()
+    loader = DataLoader(digits(), BATCH, sampler=pruner.sampler)
+    loader = prepare(accelerator, pruner, loader)
+    for _ in range(3):
+        for index, (x, y) in enumerate(loader):
+            pruner.update(F.cross_entropy(model(x), y, reduction="none"))
+            if index == 3:
+                break
+    pruner.end_epoch()
+    assert [record.trained for record in pruner.history] == [4 * BATCH] * 3
+
+
+@pytest.mark.parametrize("mode", ["plain", "split", "accumulate"])
+def test_two_processes_are_one_with_the_double_batch(tmp_path, mode):
+    torchrun(accelerate_run.__file__, 2, tmp_path, mode)
+    reference = plain_run(accumulate=3 if mode == "accumulate" else 1)
+    for rank in range(2):
+        run, gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert_same(run, reference, exact=False)
+        # All that both ranks have trained on, padding included.
+        assert gathered == [record.kept + record.kept % 2 for record in run.history]
+        if mode == "plain":
+            resumed = torch.load(tmp_path / f"resumed-{rank}.pt", weights_only=False)
+            assert_same(resumed, run)
+
+
+def test_a_loader_that_accelerate_alone_has_prepared_is_refused():
+    """As in a second process: the sampler is sharded although it has been already."""
+    from accelerate.data_loader import prepare_data_loader
+
+    pruner, model = InfoBatch(digits(), 3), build_model()
+    loader = DataLoader(digits(), BATCH, sampler=pruner.sampler)
+    sharded = prepare_data_loader(loader, num_processes=2, process_index=0)
+    with pytest.raises(MisalignedUpdateError, match="BatchSamplerShard"):
+        next(iter(sharded))
+    keep_shares(sharded)
+    for x, y in sharded:
+        pruner.update(F.cross_entropy(model(x), y, reduction="none"))
+    assert pruner.epoch == 1
+
+
+def test_what_does_not_go_together_is_refused():
+    dispatching = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=True)
+    )
+    pruner = InfoBatch(digits(), EPOCHS)
+    loader = DataLoader(digits(), BATCH, sampler=pruner.sampler)
+    with pytest.raises(MisalignedUpdateError, match="dispatch_batches"):
+        prepare(dispatching, pruner, loader)
+
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False)
+    )
+    with pytest.raises(MisalignedUpdateError, match=r"sampler=pruner\.sampler"):
+        prepare(accelerator, pruner, DataLoader(digits(), BATCH, shuffle=True))
+    model = build_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="total_steps is needed"):
+        prepare(accelerator, pruner, model, optimizer, loader, LambdaLR(optimizer, lambda _: 1.0))
+    prepared = prepare(accelerator, pruner, loader)
+    with pytest.raises(MisalignedUpdateError, match="skip_first_batches"):
+        next(iter(skip_first_batches(prepared, 2)))
+
+
+def test_a_plateau_scheduler_is_left_to_accelerate():
+    accelerator, pruner, model = Accelerator(cpu=True), InfoBatch(digits(), 3), build_model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loader = DataLoader(digits(), BATCH, sampler=pruner.sampler)
+    plateau = ReduceLROnPlateau(optimizer)
+    *_, scheduler = prepare(accelerator, pruner, model, optimizer, loader, plateau)
+    assert scheduler.scheduler is plateau
+
+
+def test_the_state_of_a_run_without_a_pruner_is_refused(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    accelerator.save_state(tmp_path)
+    pruner = InfoBatch(digits(), 3)
+    prepare(accelerator, pruner, DataLoader(digits(), BATCH, sampler=pruner.sampler))
+    with pytest.raises((StateError, RuntimeError), match="custom"):
+        accelerator.load_state(tmp_path)
