@@ -30,7 +30,9 @@ class Plans(Protocol):
     sampler: PlanSampler
 
 
-def planned_loader(loader: DataLoader[Any], pruner: Plans) -> DataLoader[Any]:
+def planned_loader(
+    loader: DataLoader[Any], pruner: Plans, *, persistent_workers: bool | None = None
+) -> DataLoader[Any]:
     """A loader like this one that draws from the pruner's sampler.
 
     Its data set, batch size, `drop_last`, workers and all other settings are kept; its own
@@ -40,6 +42,7 @@ def planned_loader(loader: DataLoader[Any], pruner: Plans) -> DataLoader[Any]:
     Args:
         loader: the loader that the host has built, over the pruner's data set.
         pruner: the run's pruner.
+        persistent_workers: as of `DataLoader`, if there are workers; None: as the given loader's.
 
     Raises:
         ValueError: the loader's data set is an `IterableDataset`, has another length than the
@@ -66,6 +69,8 @@ def planned_loader(loader: DataLoader[Any], pruner: Plans) -> DataLoader[Any]:
             )
         batch_size, drop_last = given.batch_size, given.drop_last
     settings = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
+    if persistent_workers is not None:
+        settings["persistent_workers"] = persistent_workers and loader.num_workers > 0
     return DataLoader(
         data,
         batch_size=batch_size,
