@@ -21,7 +21,7 @@ FROM_WHEEL := import infobatch, pathlib; p = pathlib.Path(infobatch.__file__).re
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format docs bench test-wheel clean
+.PHONY: help setup demo test test-hosts lint format docs bench test-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,23 @@ demo: $(STAMP)  ## Train on real digits with and without InfoBatch; table and HT
 
 test: $(STAMP)  ## Run all tests, the code blocks of README and docs among them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-hosts: .venv-loops/.installed .venv-vision/.installed  ## Run the tests with Lightning, transformers, timm, ... themselves
+	.venv-loops/bin/python -m pytest tests/hosts/loops $(PYTEST_ARGS)
+	.venv-vision/bin/python -m pytest tests/hosts/vision $(PYTEST_ARGS)
+
+# Two environments: where torchvision does not fit torch, its import breaks that of the others.
+LOOPS := lightning pytorch-lightning transformers accelerate trl peft datasets tensorboard
+VISION := torchvision timm ultralytics tensorboard
+
+.venv-loops/.installed: HOST_PACKAGES = $(LOOPS)
+.venv-vision/.installed: HOST_PACKAGES = $(VISION)
+.venv-%/.installed: pyproject.toml $(CONSTRAINTS)
+	@echo "Setting up .venv-$* (once; some minutes) ..."
+	@$(PYTHON) -m venv .venv-$*
+	@$(PINNED) .venv-$*/bin/python -m pip install -qq -c $(CONSTRAINTS) torch
+	@$(PINNED) .venv-$*/bin/python -m pip install -qq -c $(CONSTRAINTS) -e . hypothesis pytest pytest-randomly scikit-learn $(HOST_PACKAGES)
+	@touch $@
 
 lint: $(STAMP)  ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -71,4 +88,4 @@ test-wheel: $(STAMP)  ## Build the wheel and run the tests (without the slow one
 	PYTHONPATH="$(CURDIR)/$(WHEEL)/site" $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 clean:  ## Remove .venv, builds and caches
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-loops .venv-vision build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

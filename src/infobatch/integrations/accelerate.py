@@ -1,6 +1,6 @@
 """Accelerate (`pip install "infobatch[accelerate]"`): `prepare` for a loop with a pruner.
 
-Source of what it sets right: docs/hosts/accelerate.md.
+Source of what it sets right: docs/hosts.md.
 """
 
 from __future__ import annotations

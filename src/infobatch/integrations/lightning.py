@@ -1,6 +1,6 @@
 """Lightning (`pip install "infobatch[lightning]"`): a callback, beside the sampler.
 
-Source of what it sets right: docs/hosts/lightning.md.
+Source of what it sets right: docs/hosts.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Lightning under its older name, `pytorch_lightning`: the same callback for it.
 
-Source of what it sets right: docs/hosts/lightning.md.
+Source of what it sets right: docs/hosts.md.
 """
 
 from __future__ import annotations

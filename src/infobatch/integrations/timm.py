@@ -1,6 +1,6 @@
 """timm (`pip install "infobatch[timm]"`): its loader, its losses and its schedulers.
 
-Source of what it sets right: docs/hosts/timm.md.
+Source of what it sets right: docs/hosts.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Transformers' Trainer and TRL's SFTTrainer (`pip install "infobatch[transformers]"`).
 
-Source of what it sets right: docs/hosts/transformers.md.
+Source of what it sets right: docs/hosts.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ultralytics YOLO detection (`pip install "infobatch[ultralytics]"`; Ultralytics is AGPL-3.0).
 
-Source of what it sets right: docs/hosts/ultralytics.md.
+Source of what it sets right: docs/hosts.md.
 """
 
 from __future__ import annotations
