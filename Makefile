@@ -48,7 +48,7 @@ test-hosts: .venv-loops/.installed .venv-vision/.installed  ## Run the tests wit
 	.venv-vision/bin/python -m pytest tests/hosts/vision $(PYTEST_ARGS)
 
 # Two environments: where torchvision does not fit torch, its import breaks that of the others.
-LOOPS := lightning pytorch-lightning transformers accelerate trl peft datasets tensorboard
+LOOPS := lightning pytorch-lightning transformers accelerate trl peft datasets diffusers tensorboard
 VISION := torchvision timm ultralytics tensorboard
 
 .venv-loops/.installed: HOST_PACKAGES = $(LOOPS)
@@ -57,7 +57,7 @@ VISION := torchvision timm ultralytics tensorboard
 	@echo "Setting up .venv-$* (once; some minutes) ..."
 	@$(PYTHON) -m venv .venv-$*
 	@$(PINNED) .venv-$*/bin/python -m pip install -qq -c $(CONSTRAINTS) torch
-	@$(PINNED) .venv-$*/bin/python -m pip install -qq -c $(CONSTRAINTS) -e . hypothesis pytest pytest-randomly scikit-learn $(HOST_PACKAGES)
+	@$(PINNED) .venv-$*/bin/python -m pip install -qq -c $(CONSTRAINTS) -e '.[lab]' hypothesis pytest pytest-randomly $(HOST_PACKAGES)
 	@touch $@
 
 lint: $(STAMP)  ## Check style, formatting and types

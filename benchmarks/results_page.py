@@ -18,6 +18,7 @@ from infobatch.lab import plots, summary
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
 from infobatch.lab.results import read_results
 from infobatch.lab.summary import Comparison, Row, summarise
+from infobatch.lab.task import Metric
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISONS = ROOT / "benchmarks" / "comparisons"
@@ -27,7 +28,7 @@ END = "<!-- results: end -->"
 
 HEADINGS = {
     "arm": "arm",
-    "metric %": "metric, %",
+    "metric": "{metric}",
     "trained": "trained",
     "forwarded": "forwarded",
     "saved": "saved",
@@ -38,7 +39,7 @@ HEADINGS = {
     "to fewer epochs": "to fewer epochs",
 }
 """Columns of the tables, by their names in `infobatch.lab.summary`."""
-SHORT = ("arm", "metric %", "saved", "difference", "verdict", "to fewer epochs")
+SHORT = ("arm", "metric", "saved", "difference", "verdict", "to fewer epochs")
 README_ARMS = (
     REFERENCE,
     FEWER_EPOCHS,
@@ -54,8 +55,10 @@ WORDS = ("arm", "verdict")
 
 def table(rows: Sequence[Row], columns: Sequence[str] = tuple(HEADINGS)) -> str:
     """Rows of a comparison as a Markdown table."""
+    metric = rows[0].judged_by if rows else Metric()
+    heads = (HEADINGS[name].format(metric=f"{metric.name}, {metric.unit}") for name in columns)
     lines = [
-        "| " + " | ".join(HEADINGS[name] for name in columns) + " |",
+        "| " + " | ".join(heads) + " |",
         "|" + "|".join("---" if name in WORDS else "---:" for name in columns) + "|",
     ]
     for row in rows:
@@ -77,7 +80,7 @@ def heading(comparison: Comparison) -> str:
 def rows_at(comparison: Comparison, cost: float | None) -> list[Row]:
     """The rows at one cost, the best first, but the reference before all."""
     rows = [row for row in comparison.rows if row.cost_target == cost]
-    return sorted(rows, key=lambda row: (row.arm != REFERENCE, -row.metric))
+    return sorted(rows, key=lambda row: (row.arm != REFERENCE, -row.judged_by.gain(row.metric, 0)))
 
 
 def tables(comparison: Comparison) -> str:
@@ -103,7 +106,8 @@ def section(comparison: Comparison, name: str, notes: str) -> str:
             notes.strip(),
             picture,
             tables(comparison),
-            f"Margin: {comparison.settings.margin:g} points, stated before the runs.",
+            f"Margin: {comparison.settings.margin:g} {comparison.metric.unit_of_gain}, stated before the "
+            "runs.",
             f"```text\n{command}\n```",
             f"{run.hardware}; {versions}.",
         )

@@ -8,13 +8,14 @@ from typer.testing import CliRunner, Result
 from infobatch.lab.arm import ArmContext
 from infobatch.lab.arms import all_arms
 from infobatch.lab.commands import app
+from infobatch.lab.data import TensorData
 from infobatch.lab.settings import Settings
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.task import Task
 from infobatch.lab.tasks import all_tasks
 from infobatch.lab.train import TrainingRun
 
 DIGITS = all_tasks()["digits"]
-AUGMENTED = replace(DIGITS, inputs=replace(DIGITS.inputs, crop_padding=1, flip=True))
+AUGMENTED = replace(DIGITS, prepare=replace(DIGITS.prepare, crop_padding=1, flip=True))
 SMALL = ("--epochs", "5", "--limit-train", "300", "--batch-size", "50", "--seeds", "2")
 
 SETTINGS = Settings(
@@ -62,13 +63,13 @@ def small_comparison(out: Path, *arguments: str) -> Result:
     return run_command("compare", *SMALL, "--out", str(out), *arguments)
 
 
-def digits(size: int = 200) -> TaskData:
+def digits(size: int = 200) -> TensorData:
     return DIGITS.load(None).limit_train(size)
 
 
 def training_run(
     arm: str,
-    data: TaskData,
+    data: TensorData,
     *,
     task: Task = DIGITS,
     seed: int = 0,

@@ -27,7 +27,7 @@ def test_all_arms_and_seeds_are_in_the_results_the_log_and_the_table(comparison)
     for arm, seed in runs:
         assert f"{arm} seed {seed}: " in comparison.output
     for heading in (
-        "metric %",
+        "metric",
         "trained",
         "forwarded",
         "saved",

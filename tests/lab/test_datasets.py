@@ -170,7 +170,7 @@ def test_the_tasks_take_what_was_read(tmp_path, arrays, name):
     data = task.load(tmp_path)
     assert data.train_inputs.shape == (TRAIN, 3, 32, 32)
     np.testing.assert_array_equal(data.train_inputs.permute(0, 2, 3, 1), arrays[0])
-    outputs = task.build(task.model, 4)(task.inputs(data.train_inputs, None))
+    outputs = task.build(task.model, 4, data)(task.prepare.inputs(data.train_inputs, None))
     assert outputs.shape == (TRAIN, int(name.removeprefix("cifar")))
     np.testing.assert_array_equal(task.thumbnail(data.train_inputs[0]), arrays[0][0])
 

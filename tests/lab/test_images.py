@@ -24,7 +24,7 @@ def all_crops(image: torch.Tensor) -> torch.Tensor:
 
 def test_every_augmented_image_is_a_reflect_padded_crop_or_its_mirror_image():
     batch = images()
-    augmented = PLAIN(batch, torch.Generator().manual_seed(1)) * 255
+    augmented = PLAIN.inputs(batch, torch.Generator().manual_seed(1)) * 255
     for image, result in zip(batch, augmented, strict=True):
         distance = (all_crops(image) - result).abs().amax(dim=(1, 2, 3))
         assert distance.min() < 1e-3
@@ -32,7 +32,7 @@ def test_every_augmented_image_is_a_reflect_padded_crop_or_its_mirror_image():
 
 def test_all_offsets_and_both_directions_occur():
     image = images(1)
-    augmented = PLAIN(image.expand(6000, -1, -1, -1), torch.Generator().manual_seed(2)) * 255
+    augmented = PLAIN.inputs(image.expand(6000, -1, -1, -1), torch.Generator().manual_seed(2)) * 255
     crops = all_crops(image[0]).flatten(1)
     nearest = torch.cdist(augmented.flatten(1), crops).argmin(dim=1)
     counts = torch.bincount(nearest, minlength=162)
@@ -42,7 +42,7 @@ def test_all_offsets_and_both_directions_occur():
 
 def test_the_same_generator_state_gives_the_same_batch():
     batch = images()
-    first, second = (PLAIN(batch, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, second = (PLAIN.inputs(batch, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -52,13 +52,13 @@ def test_without_a_generator_images_are_only_normalised():
     expected = (batch / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
         [0.2, 0.3, 0.4]
     ).view(3, 1, 1)
-    torch.testing.assert_close(inputs(batch, None), expected)
+    torch.testing.assert_close(inputs.inputs(batch, None), expected)
 
 
 def test_the_global_generator_is_left_alone_and_the_stored_images_too():
     batch = images()
     before, state = batch.clone(), torch.get_rng_state()
-    PLAIN(batch, torch.Generator().manual_seed(4))
+    PLAIN.inputs(batch, torch.Generator().manual_seed(4))
     assert torch.equal(batch, before)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -59,8 +59,7 @@ def test_what_exists_now():
     }
     assert families()["static"] == sorted(f"static-{method}" for method in METHODS)
     assert len(families()["ablation"]) == 7  # the eighth corner is infobatch-budget
-    for preset in PRESETS.values():
-        assert choose_arms(preset.arms)
+    assert all(choose_arms(preset.arms) for preset in PRESETS.values() if preset.arms)
 
 
 def test_a_file_may_hold_a_family(package):

@@ -15,6 +15,7 @@ from infobatch.lab.arms import all_arms
 from infobatch.lab.compare import compare
 from infobatch.lab.display import LineListener
 from infobatch.lab.errors import LabError
+from infobatch.lab.task import Outcome
 from infobatch.lab.train import (
     even_batch_size,
     initial_model,
@@ -38,8 +39,8 @@ def parameters(run):
 @pytest.mark.parametrize("arm", ARMS)
 def test_runs_of_one_seed_start_from_the_same_weights(arm, data):
     run = training_run(arm, data, seed=3)
-    expected = initial_model(DIGITS, SETTINGS, 3)
-    other = initial_model(DIGITS, SETTINGS, 4)
+    expected = initial_model(DIGITS, SETTINGS, data, 3)
+    other = initial_model(DIGITS, SETTINGS, data, 4)
     for own, same, different in zip(
         run.model.state_dict().values(),
         expected.state_dict().values(),
@@ -64,7 +65,7 @@ def test_runs_of_one_seed_take_their_samples_from_the_same_permutations(arm, dat
 def test_the_full_arm_is_a_plain_pytorch_loop_bit_for_bit(data):
     run = finish(training_run("full", data, seed=1))
 
-    model = initial_model(DIGITS, SETTINGS, 1)
+    model = initial_model(DIGITS, SETTINGS, data, 1)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=SETTINGS.lr, momentum=0.9, weight_decay=SETTINGS.weight_decay
     )
@@ -74,7 +75,7 @@ def test_the_full_arm_is_a_plain_pytorch_loop_bit_for_bit(data):
     )
     for epoch in range(SETTINGS.epochs):
         for batch in torch.from_numpy(shuffled(200, 1, epoch)).long().split(40):
-            outputs = model(DIGITS.inputs(data.train_inputs[batch], None))
+            outputs = model(DIGITS.prepare.inputs(data.train_inputs[batch], None))
             loss = F.cross_entropy(
                 outputs, data.train_targets[batch], reduction="none", label_smoothing=0.1
             ).mean()
@@ -104,7 +105,7 @@ def test_every_arm_costs_what_it_is_told(arm, cost, data, tmp_path):
         seeds=[0],
         costs=[cost],
         out=tmp_path,
-        listener=LineListener(Console(quiet=True), 1),
+        listener=LineListener(Console(quiet=True), 1, DIGITS.metric),
     )
     assert out[0].cost_fraction == pytest.approx(cost, abs=40 / (200 * 12))  # within a batch
     assert not list(tmp_path.glob("checkpoints/*"))
@@ -124,7 +125,12 @@ def test_in_batch_arms_train_on_whole_batches_chosen_from_larger_pools(arm, data
     run = training_run(arm, data, cost=0.8)
     trained = []
     losses = run._losses
-    monkeypatch.setattr(run, "_losses", lambda *args: trained.append(len(args[0])) or losses(*args))
+
+    def recorded(batch):
+        trained.append(len(batch.indices))
+        return losses(batch)
+
+    monkeypatch.setattr(run, "_losses", recorded)
     run.run_epoch()
     assert trained == [40] * 5  # warm-up: plain batches
     trained.clear()
@@ -161,13 +167,12 @@ def test_every_arm_that_leaves_samples_out_rescales_the_others_until_it_anneals(
 
 def test_every_step_of_every_epoch_and_seed_is_augmented_anew(data):
     draws = []
-    recorded = replace(
-        AUGMENTED,
-        inputs=lambda rows, generator: (
-            draws.append(torch.rand(1, generator=generator).item() if generator else 0),
-            DIGITS.inputs(rows, None),
-        )[1],
-    )
+
+    def recorded_draws(rows, targets, generator, training):
+        draws.append(torch.rand(1, generator=generator).item() if training else 0)
+        return DIGITS.prepare.inputs(rows, None), targets
+
+    recorded = replace(AUGMENTED, prepare=recorded_draws)
     for seed in (0, 1):
         finish(training_run("full", data, task=recorded, seed=seed, eval_every=6))
     drawn = [draw for draw in draws if draw]
@@ -267,9 +272,12 @@ def test_global_generators_are_neither_read_nor_written(data):
 
 
 def test_selection_runs_inside_the_clock_and_evaluation_outside(data, monkeypatch):
-    run = training_run("infobatch", data)
+    def slow_evaluation(_run):
+        time.sleep(0.3)
+        return Outcome(50.0)
+
+    run = training_run("infobatch", data, task=replace(DIGITS, evaluate=slow_evaluation))
     run.run_epoch()
-    monkeypatch.setattr(run, "evaluate", lambda: time.sleep(0.3) or 50.0)
     select = type(run.pruner.policy).select
 
     def slow_select(*arguments):

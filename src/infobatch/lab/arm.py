@@ -33,7 +33,7 @@ class ArmContext:
         epochs: epochs of the full-data run.
         prune_ratio, delta: InfoBatch's settings in this comparison.
         seed: the run's seed; runs that share it share the permutation of every epoch.
-        labels: (N,) of the training set.
+        labels: (N,) classes of the training set; None where its samples have none.
         cost: what the run is to cost, as a part of the full-data run; None where the arm spends
             what it likes.
     """
@@ -43,7 +43,7 @@ class ArmContext:
     prune_ratio: float
     delta: float
     seed: int
-    labels: NDArray[np.int64] = field(repr=False)
+    labels: NDArray[np.int64] | None = field(repr=False)
     cost: float | None = None
 
     @property

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infobatch.lab.data import TaskData, TensorData
 from infobatch.lab.datasets import ImageArrays, read_cifar
 from infobatch.lab.datasets.human_labels import read_human_labels
-from infobatch.lab.images import ImageInputs, correct, cross_entropy
-from infobatch.lab.models import build_model
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.images import ImageInputs, accuracy, cross_entropy
+from infobatch.lab.models import MODELS, build_model
+from infobatch.lab.task import Task
 
 
 def cifar_task(
@@ -23,10 +24,10 @@ def cifar_task(
     Augmented as in the InfoBatch paper: crops of the image reflect-padded by 4 pixels, and flips.
     """
 
-    def load(data_dir: Path | None) -> TaskData:
+    def load(data_dir: Path | None) -> TensorData:
         return _to_tensors(read_cifar(data_dir, classes=classes))
 
-    def build(name: str, width: int | None) -> nn.Module:
+    def build(name: str, width: int | None, _data: TaskData) -> nn.Module:
         return build_model(name, channels=3, classes=classes, width=width)
 
     return Task(
@@ -39,21 +40,22 @@ def cifar_task(
         threads=0,
         load=load,
         build=build,
-        inputs=ImageInputs(mean=mean, std=std, crop_padding=4, flip=True),
-        strong_inputs=ImageInputs(mean, std, crop_padding=4, flip=True, erase=16, contrast=0.4),
+        models=tuple(MODELS),
+        prepare=ImageInputs(mean=mean, std=std, crop_padding=4, flip=True),
+        strong=ImageInputs(mean, std, crop_padding=4, flip=True, erase=16, contrast=0.4),
         human_labels=read_human_labels if classes == 10 else None,
         loss=cross_entropy,
-        score=correct,
-        metric="test accuracy",
+        evaluate=accuracy,
+        by_class_logits=True,
         thumbnail=_thumbnail,
     )
 
 
-def _to_tensors(arrays: ImageArrays) -> TaskData:
+def _to_tensors(arrays: ImageArrays) -> TensorData:
     def images(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
 
-    return TaskData(
+    return TensorData(
         images(arrays.train_images),
         torch.from_numpy(arrays.train_labels),
         images(arrays.test_images),

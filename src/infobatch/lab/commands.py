@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
 from infobatch.lab import display, report, summary
+from infobatch.lab.arm import Arm
 from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, families
 from infobatch.lab.compare import compare as run_comparison
 from infobatch.lab.compare import planned_runs
+from infobatch.lab.data import TaskData
 from infobatch.lab.errors import LabError
-from infobatch.lab.models import MODELS
 from infobatch.lab.presets import PRESETS, Preset, disturbed
 from infobatch.lab.registry import choose
 from infobatch.lab.results import RunResult, read_results
-from infobatch.lab.settings import AUGMENTATIONS, PRECISIONS, Settings
+from infobatch.lab.settings import AUGMENTATIONS, OPTIMIZERS, PRECISIONS, SCHEDULES, Settings
+from infobatch.lab.task import Task
 from infobatch.lab.tasks import all_tasks
 
 app = typer.Typer(
@@ -65,31 +68,52 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; arms pair by seed.")] = 5,
     first_seed: Annotated[int, typer.Option(min=0)] = 0,
     margin: Annotated[
-        float, typer.Option(help="Points that an arm may lose and still be non-inferior.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="What an arm may lose, in the metric's unit, and still be non-inferior. "
+            "Default: the task's, 0.5 points of accuracy."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="For results and report. Default: runs/TASK, or runs/TASK-PRESET."),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting that the task alone has; may come several times."
+        ),
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help=f"One of: {', '.join(MODELS)}. Default: the task's.")
+        str | None, typer.Option(help="Default: the task's; an unknown one lists them.")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(help="Channels of the first layer. Default: the model's.")
+        int | None, typer.Option(help="Of the first layer. Default: the model's.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Of full data. Default: the task's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default: the task's.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(OPTIMIZERS)}. Default: the task's.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(SCHEDULES)}. Default: the task's.")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Peak learning rate. Default: the task's.")
     ] = None,
-    weight_decay: Annotated[float, typer.Option()] = 5e-4,
-    label_smoothing: Annotated[float, typer.Option()] = 0.1,
+    weight_decay: Annotated[float | None, typer.Option(help="Default: the task's.")] = None,
+    grad_clip: Annotated[
+        float | None, typer.Option(help="Largest norm of a gradient, 0: any. Default: the task's.")
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Default: the task's.")] = None,
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov momentum.")] = False,
-    prune_ratio: Annotated[float, typer.Option(help="InfoBatch's, in [0, 1).")] = 0.5,
+    prune_ratio: Annotated[
+        float | None, typer.Option(help="InfoBatch's, in [0, 1). Default: 0.5.")
+    ] = None,
     delta: Annotated[
-        float, typer.Option(help="Pruning ends after this part of the epochs.")
-    ] = 0.875,
+        float | None, typer.Option(help="Pruning ends after this part of the epochs: 0.875.")
+    ] = None,
     limit_train: Annotated[int | None, typer.Option(help="Use so many training samples.")] = None,
     label_noise: Annotated[
         str | None,
@@ -104,9 +128,13 @@ def compare(
     augmentation: Annotated[
         str | None, typer.Option(help=f"One of: {', '.join(AUGMENTATIONS)}.")
     ] = None,
-    eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.")] = 1,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Epochs between evaluations. Default: 1.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes CUDA if there.")] = "auto",
-    precision: Annotated[str, typer.Option(help=f"One of: {', '.join(PRECISIONS)}.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help=f"One of: {', '.join(PRECISIONS)}. Default: fp32.")
+    ] = None,
     channels_last: Annotated[bool, typer.Option("--channels-last")] = False,
     compile_model: Annotated[bool, typer.Option("--compile", help="torch.compile.")] = False,
     threads: Annotated[
@@ -120,6 +148,7 @@ def compare(
     console = _console()
     with _errors_in_words():
         chosen_task = choose(task, all_tasks(), what="task")
+        chosen_task, options = chosen_task.with_options(_pairs(option or []))
         asked = choose(preset, PRESETS, what="preset") if preset else Preset("")
         names = (
             [name.strip() for name in arms.split(",")]
@@ -128,69 +157,114 @@ def compare(
         )
         costs = _costs(cost)
         chosen_arms = choose_arms(names, costs=costs)
-        choose(model or chosen_task.model, MODELS, what="model")
         if not costs and len(chosen_arms) > len(set(names)) and COST not in names:
             console.print(f"The arm {COST} runs too: arms without --cost spend what it has spent.")
+        given = {
+            "model": model,
+            "width": width,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "grad_clip": grad_clip,
+            "label_smoothing": label_smoothing,
+            "nesterov": nesterov or None,
+            "prune_ratio": prune_ratio,
+            "delta": delta,
+            "limit_train": limit_train,
+            "label_noise": label_noise,
+            "imbalance": imbalance,
+            "augmentation": augmentation,
+            "eval_every": eval_every,
+            "precision": precision,
+            "channels_last": channels_last or None,
+            "compile": compile_model or None,
+            "threads": threads,
+            "margin": margin,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
         chosen_device = _device(device)
-        label_noise = label_noise or asked.label_noise_of(chosen_task)
-        imbalance = imbalance or asked.imbalance
-        augmentation = augmentation or asked.augmentation
-        if augmentation == "strong" and chosen_task.strong_inputs is None:
-            raise LabError(f"{chosen_task.name} has no strong augmentation")
-        data = chosen_task.load(data_dir)
-        data = disturbed(chosen_task, data, data_dir, label_noise, imbalance)
-        if limit_train is not None:
-            data = data.limit_train(limit_train)
-        settings = Settings(
-            task=chosen_task.name,
-            model=model or chosen_task.model,
-            width=width,
-            epochs=max(1, round(chosen_task.epochs * asked.epochs)) if epochs is None else epochs,
-            batch_size=chosen_task.batch_size if batch_size is None else batch_size,
-            lr=chosen_task.lr if lr is None else lr,
-            weight_decay=weight_decay,
-            label_smoothing=label_smoothing,
-            nesterov=nesterov,
-            prune_ratio=prune_ratio,
-            delta=delta,
-            device=str(chosen_device),
-            precision=precision,
-            channels_last=channels_last,
-            compile=compile_model,
-            threads=chosen_task.threads if threads is None else threads,
-            eval_every=eval_every,
-            limit_train=limit_train,
-            label_noise=label_noise,
-            imbalance=imbalance,
-            augmentation=augmentation,
-            margin=margin,
-            data=data.fingerprint(),
-        )
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        variants = {
+            name: {**asked.settings(chosen_task), **changes, **given}
+            for name, changes in asked.variants(chosen_task).items()
+        }
+        for changes in variants.values():
+            name_of_model = str(changes.get("model", chosen_task.model))
+            choose(name_of_model, dict.fromkeys(chosen_task.models), what="model")
+        loaded = chosen_task.load(data_dir)
         folder = out or Path("runs") / "-".join(filter(None, (chosen_task.name, preset)))
-        seed_list = range(first_seed, first_seed + seeds)
-        try:
-            runs = len(planned_runs(chosen_arms, costs)) * seeds
-            with display.listener(console, runs=runs) as listener:
-                results = run_comparison(
-                    chosen_task,
-                    data.to(chosen_device),
-                    settings,
-                    arms=chosen_arms,
-                    seeds=seed_list,
-                    costs=costs,
-                    out=folder,
-                    listener=listener,
-                )
-        except KeyboardInterrupt:
-            console.print(
-                f"\nInterrupted. {folder} keeps the finished runs, and the one under way up to its "
-                "last checkpoint; the same command goes on from there.",
-                soft_wrap=True,
+        results = []
+        for name, changes in variants.items():
+            data, settings = _ready(
+                chosen_task,
+                loaded,
+                data_dir,
+                {**changes, "device": str(chosen_device), "options": options},
             )
-            raise typer.Exit(130) from None
-        _show(console, results, folder, [folder])
+            if name:
+                console.print(f"{name}:", highlight=False)
+            results += _run(
+                console,
+                chosen_task,
+                data.to(chosen_device),
+                settings,
+                arms=chosen_arms,
+                seeds=range(first_seed, first_seed + seeds),
+                costs=costs,
+                out=folder / name,
+            )
+        _show(console, results, folder, [folder / name for name in variants])
+
+
+def _ready(
+    task: Task, data: TaskData, data_dir: Path | None, changes: Mapping[str, Any]
+) -> tuple[TaskData, Settings]:
+    """The data as the settings want them, and the settings with the data's fingerprint."""
+    settings = Settings.of_task(task, {**changes, "data": ""})
+    if settings.augmentation == "strong" and task.strong is None:
+        raise LabError(f"{task.name} has no strong augmentation")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    data = disturbed(task, data, data_dir, settings.label_noise, settings.imbalance)
+    if settings.limit_train is not None:
+        data = data.limit_train(settings.limit_train)
+    return data, replace(settings, data=data.fingerprint())
+
+
+def _run(
+    console: Console,
+    task: Task,
+    data: TaskData,
+    settings: Settings,
+    *,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    costs: Sequence[float],
+    out: Path,
+) -> list[RunResult]:
+    """The comparison, with progress on the console."""
+    runs = len(planned_runs(arms, costs)) * len(seeds)
+    try:
+        with display.listener(console, runs=runs, metric=task.metric) as listener:
+            return run_comparison(
+                task,
+                data,
+                settings,
+                arms=arms,
+                seeds=seeds,
+                costs=costs,
+                out=out,
+                listener=listener,
+            )
+    except KeyboardInterrupt:
+        console.print(
+            f"\nInterrupted. {out} keeps the finished runs, and the one under way up to its "
+            "last checkpoint; the same command goes on from there.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
 
 
 @app.command("report")
@@ -238,6 +312,17 @@ def _costs(text: str | None) -> list[float]:
             f"--cost must be parts of the full run in (0, 1], such as 0.5,0.75, got {text}"
         )
     return costs
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """The values of `--option name=value`."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise LabError(f"--option must be name=value, got {word}")
+        pairs[name.strip()] = value.strip()
+    return pairs
 
 
 def _device(name: str) -> torch.device:

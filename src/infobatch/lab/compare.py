@@ -13,10 +13,12 @@ from infobatch import DataPruner
 from infobatch.lab import environment
 from infobatch.lab.arm import Arm, ArmContext, ArmRun
 from infobatch.lab.arms import COST
+from infobatch.lab.data import TaskData
+from infobatch.lab.errors import LabError
 from infobatch.lab.proxy import run_proxy
 from infobatch.lab.results import ResultsFile, RunResult, run_label
 from infobatch.lab.settings import Settings
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.task import Outcome, Task
 from infobatch.lab.thumbnails import write_thumbnails
 from infobatch.lab.train import EpochReport, TrainingRun, load_checkpoint, save_checkpoint
 from infobatch.policies import FullData
@@ -107,7 +109,7 @@ def _run(
     out: Path,
     listener: Listener,
 ) -> RunResult:
-    size = len(data.train_targets)
+    size, labels = len(data), data.labels
     told = cost
     if told is None and arm.cost == "told":
         cost_run = results.find(COST, None, seed)
@@ -119,13 +121,16 @@ def _run(
         prune_ratio=settings.prune_ratio,
         delta=settings.delta,
         seed=seed,
-        labels=data.train_targets.cpu().numpy(),
+        labels=None if labels is None else labels.cpu().numpy(),
         cost=told,
     )
     label = run_label(arm.name, cost)
     checkpoint = out / "checkpoints" / f"{label}-{seed}.pt"
-    environment.reset_peak_memory(data.train_inputs.device)
+    environment.reset_peak_memory(data.device)
     arm_run = arm.start(context)
+    by_error = arm_run.in_batch is not None and arm_run.in_batch.by_error
+    if (arm_run.proxy is not None or by_error) and not task.by_class_logits:
+        raise LabError(f"{arm.name} needs a task whose models give one logit for each class")
     if arm_run.proxy is None:
         run = TrainingRun(task, data, arm_run, settings, seed=seed)
     else:
@@ -144,8 +149,7 @@ def _run(
             save_checkpoint(run, checkpoint)
             saved = time.monotonic()
         listener.epoch_ended(report)
-    metric = run.curves.metric[-1]
-    assert metric is not None, "the last epoch is always evaluated"
+    assert run.outcome is not None, "the last epoch is always evaluated"
     return RunResult(
         arm=arm.name,
         seed=seed,
@@ -154,8 +158,8 @@ def _run(
         dataset_size=size,
         epochs=run.epochs,
         cost=run.cost,
-        metric=metric,
-        worst_class=run.worst_class(),
+        metric=run.outcome.metric,
+        worst_class=run.outcome.worst_class,
         wall_seconds=run.wall_seconds,
         peak_memory=environment.peak_memory(run.device),
         curves=run.curves,
@@ -164,11 +168,13 @@ def _run(
         hardware=environment.hardware(run.device),
         commit=environment.commit(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        more=dict(run.outcome.more),
     )
 
 
 def _warm_up(task: Task, data: TaskData, settings: Settings) -> None:
     """Train for two steps and forget it: what torch loads once is not the first run's to pay."""
-    few = data.limit_train(min(len(data.train_targets), 2 * settings.batch_size))
-    pruner = DataPruner(len(few.train_targets), 1, FullData())
-    TrainingRun(task, few, ArmRun(1, pruner), settings, seed=0).run_epoch()
+    few = data.limit_train(min(len(data), 2 * settings.batch_size))
+    pruner = DataPruner(len(few), 1, FullData())
+    without = replace(task, evaluate=lambda _: Outcome(0.0))
+    TrainingRun(without, few, ArmRun(1, pruner), settings, seed=0).run_epoch()

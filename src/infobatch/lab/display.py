@@ -14,14 +14,15 @@ from rich.table import Table
 from infobatch.lab.compare import Listener
 from infobatch.lab.results import RunResult
 from infobatch.lab.summary import COLUMNS, Comparison, cells
+from infobatch.lab.task import Metric
 from infobatch.lab.train import EpochReport
 
 
 @contextmanager
-def listener(console: Console, *, runs: int) -> Iterator[Listener]:
+def listener(console: Console, *, runs: int, metric: Metric) -> Iterator[Listener]:
     """A live display on a terminal, and a line for each finished run elsewhere."""
     if not console.is_terminal:
-        yield LineListener(console, runs)
+        yield LineListener(console, runs, metric)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -31,14 +32,15 @@ def listener(console: Console, *, runs: int) -> Iterator[Listener]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        yield LiveListener(progress, runs)
+        yield LiveListener(progress, runs, metric)
 
 
 class LineListener:
     """Prints a line when a run has ended."""
 
-    def __init__(self, console: Console, runs: int) -> None:
+    def __init__(self, console: Console, runs: int, metric: Metric) -> None:
         self._console = console
+        self._metric = metric
         self._runs = runs
         self._ended = 0
 
@@ -53,14 +55,17 @@ class LineListener:
     def run_ended(self, result: RunResult, *, reused: bool) -> None:
         """One line with the outcome."""
         self._ended += 1
-        self._console.print(f"[{self._ended}/{self._runs}] {_line(result, reused)}", markup=False)
+        self._console.print(
+            f"[{self._ended}/{self._runs}] {_line(result, self._metric, reused)}", markup=False
+        )
 
 
 class LiveListener:
     """Two bars, runs and epochs of the current run, below the lines of the finished ones."""
 
-    def __init__(self, progress: Progress, runs: int) -> None:
+    def __init__(self, progress: Progress, runs: int, metric: Metric) -> None:
         self._progress = progress
+        self._metric = metric
         self._runs = progress.add_task("runs", total=runs, note="")
         self._epochs: TaskID = progress.add_task("", total=1, note="", visible=False)
 
@@ -79,18 +84,18 @@ class LiveListener:
         """Advance the lower bar, with what was kept and the metric."""
         note = f"kept {report.kept / report.total:.0%}"
         if report.metric is not None:
-            note += f", {report.metric:.2f}%"
+            note += f", {self._metric.text(report.metric)} {self._metric.unit}"
         self._progress.update(self._epochs, completed=report.epoch + 1, note=note)
 
     def run_ended(self, result: RunResult, *, reused: bool) -> None:
         """Advance the upper bar and leave a line above it."""
         self._progress.advance(self._runs)
-        self._progress.console.print(_line(result, reused), markup=False)
+        self._progress.console.print(_line(result, self._metric, reused), markup=False)
 
 
-def _line(result: RunResult, reused: bool) -> str:
+def _line(result: RunResult, metric: Metric, reused: bool) -> str:
     text = (
-        f"{result.label} seed {result.seed}: {result.metric:.2f}%, "
+        f"{result.label} seed {result.seed}: {metric.text(result.metric)} {metric.unit}, "
         f"{result.cost.passes:,.0f} sample passes, {result.wall_seconds:.1f} s"
     )
     return f"{text} (from before)" if reused else text
@@ -102,29 +107,29 @@ def show(console: Console, comparison: Comparison) -> None:
     Where the console is too narrow for all columns, outcome and cost become two tables: a number
     cut short would be worse.
     """
-    settings = comparison.settings
+    settings, metric = comparison.settings, comparison.metric
     whole = _table(comparison, COLUMNS)
     needed = Measurement.get(console, console.options.update(max_width=1000), whole).maximum
     parts = [whole] if needed <= console.width else [_table(comparison, part) for part in _PARTS]
     console.print(
-        f"\n{settings.task}, {settings.model}, {settings.epochs} epochs: final test metric, "
-        "mean over seeds",
+        f"\n{settings.task}, {settings.model}, {settings.epochs} epochs: final {metric.name} "
+        f"({metric.unit}), mean over seeds",
         style="bold",
         highlight=False,
     )
     for part in parts:
         console.print(part)
     console.print(
-        "difference to full: in points, paired by seed, 95% confidence interval; margin "
-        f"{settings.margin:g} points; wall time with selection, without evaluation",
+        "difference to full: positive if better, paired by seed, 95% confidence interval; margin "
+        f"{settings.margin:g} {metric.unit_of_gain}; wall time with selection, without evaluation",
         style="dim",
         highlight=False,
     )
 
 
 _PARTS = (
-    ("arm", "metric %", "difference", "verdict"),
-    ("arm", "metric %", "to fewer epochs"),
+    ("arm", "metric", "difference", "verdict"),
+    ("arm", "metric", "to fewer epochs"),
     ("arm", "trained", "forwarded", "saved", "steps", "wall s", "wall/full"),
 )
 

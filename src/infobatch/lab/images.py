@@ -1,19 +1,22 @@
-"""What image tasks share: stored bytes to model inputs, with augmentation, loss and score."""
+"""What image classification tasks share: augmentation, loss and accuracy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from infobatch.lab.task import Outcome, Trained
 
 
 @dataclass(frozen=True)
 class ImageInputs:
     """Turn stored images, uint8 (B, C, H, W), into normalised float32 model inputs.
 
-    With a generator the batch is augmented first: a crop of the original size out of the image
+    In training the batch is augmented first: a crop of the original size out of the image
     reflect-padded by `crop_padding` pixels, and a horizontal flip with probability one half
     (`flip`). Both are one gather over the batch. Random numbers come from that generator alone.
     Strong augmentation goes on: brightness and contrast are multiplied by numbers drawn from
@@ -28,8 +31,14 @@ class ImageInputs:
     erase: int = 0
     contrast: float = 0.0
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Model inputs, float32 (B, C, H, W)."""
+    def __call__(
+        self, images: Tensor, targets: Any, generator: torch.Generator, training: bool
+    ) -> tuple[Tensor, Any]:
+        """Model inputs, float32 (B, C, H, W), and the targets as they are."""
+        return self.inputs(images, generator if training else None), targets
+
+    def inputs(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Model inputs, float32 (B, C, H, W); augmented if there is a generator."""
         if generator is not None and (self.crop_padding or self.flip):
             images = self._augment(images, generator)
         shape = (1, -1, 1, 1)
@@ -90,3 +99,15 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float) -> T
 def correct(outputs: Tensor, targets: Tensor) -> Tensor:
     """1.0 where the likeliest class is the target and 0.0 elsewhere, shape (B,)."""
     return (outputs.argmax(dim=1) == targets).float()
+
+
+def accuracy(run: Trained) -> Outcome:
+    """How often the likeliest class is right, in percent; on all of the test set, and at worst."""
+    found = [(correct(outputs, targets), targets) for outputs, targets in run.test_outputs()]
+    scores = torch.cat([right for right, _ in found]).double()
+    labels = torch.cat([targets for _, targets in found])
+    sums = torch.zeros(len(run.data.class_names), dtype=torch.float64, device=scores.device)
+    sums = sums.index_add(0, labels, scores)
+    sizes = torch.bincount(labels, minlength=len(sums))
+    worst = float((sums / sizes)[sizes > 0].min())
+    return Outcome(100 * float(scores.mean()), worst_class=100 * worst)

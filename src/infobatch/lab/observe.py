@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infobatch.lab.data import TaskData
 from infobatch.lab.results import Histogram, Observations, PrunedSample
-from infobatch.lab.task import TaskData
 from infobatch.plan import EpochPlan
 from infobatch.schedule import pruned_epochs
 
@@ -65,11 +65,7 @@ class Observer:
 
     def _describe(self, indices: Tensor, data: TaskData) -> list[PrunedSample]:
         return [
-            PrunedSample(
-                index,
-                data.class_names[int(data.train_targets[index])],
-                int(self._times_pruned[index]),
-            )
+            PrunedSample(index, data.name_of(index), int(self._times_pruned[index]))
             for index in indices.tolist()
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
 from infobatch.lab.results import Histogram, RunResult
 from infobatch.lab.summary import Comparison, Row
+from infobatch.lab.task import Metric
 
 # Okabe and Ito's colours, which people with colour-vision deficiencies can tell apart.
 _COLOURS = (
@@ -31,7 +33,7 @@ _MOST = 9
 def metric_against_cost(comparison: Comparison) -> bytes:
     """The final metric over cost: a line per arm where it was run at several, with the margin."""
     figure, axis = _figure(7.4, 4.6)
-    named = _named(comparison)
+    named, judged_by = _named(comparison), comparison.metric
     for arm in comparison.arms:
         rows = sorted((row for row in comparison.rows if row.arm == arm), key=lambda row: row.cost)
         colour, marker = _style(named, arm)
@@ -63,21 +65,21 @@ def metric_against_cost(comparison: Comparison) -> bytes:
         if arm == REFERENCE:
             axis.axhline(rows[0].metric, color=colour, linewidth=0.8)
             axis.axhspan(
-                rows[0].metric - comparison.settings.margin,
+                rows[0].metric - judged_by.gain(comparison.settings.margin, 0.0),
                 rows[0].metric,
                 color=colour,
                 alpha=0.07,
-                label=f"margin, {comparison.settings.margin:g} points",
+                label=f"margin, {comparison.settings.margin:g} {judged_by.unit_of_gain}",
             )
     # Zoomed in on the named arms: one that has collapsed would flatten all others.
     shown = [row for row in comparison.rows if row.arm in named]
     low = min(row.metric - (row.metric_std or 0.0) for row in shown)
     high = max(row.metric + (row.metric_std or 0.0) for row in shown)
-    pad = 0.08 * (high - low) + 0.05
+    pad = 0.08 * (high - low) + 0.1 * comparison.settings.margin
     axis.set_ylim(low - pad, high + pad)
     axis.set_xlabel("sample passes, as a part of the full-data run's")
-    axis.set_ylabel("final test metric, %")
-    axis.legend(fontsize=8, loc="lower right")
+    axis.set_ylabel(f"final {judged_by.name}, {judged_by.unit}")
+    axis.legend(fontsize=8, loc=_corner(judged_by))
     return _png(figure)
 
 
@@ -99,15 +101,16 @@ def learning_curves(comparison: Comparison) -> bytes:
         finals += [float(value) for value in metric[3 * len(metric) // 4 :]]
     low, high = min(finals), max(finals)
     end.set_xlim(0.4 * longest, 1.02 * longest)
-    end.set_ylim(low - 0.05 * (high - low) - 0.1, high + 0.05 * (high - low) + 0.1)
+    pad = 0.05 * (high - low) + 0.2 * comparison.settings.margin
+    end.set_ylim(low - pad, high + pad)
     whole.set_title("whole run", fontsize=10)
     end.set_title("towards the end", fontsize=10)
-    whole.set_ylabel("test metric, %")
+    whole.set_ylabel(f"{comparison.metric.name}, {comparison.metric.unit}")
     for axis in (whole, end):
         axis.set_xlabel("sample passes")
         axis.xaxis.set_major_formatter(EngFormatter())
         _decorate(axis)
-    whole.legend(fontsize=8, loc="lower right")
+    whole.legend(fontsize=8, loc=_corner(comparison.metric))
     return _png(figure)
 
 
@@ -186,10 +189,15 @@ def _mean_over_run(
     return np.asarray(np.mean(values, axis=0))
 
 
+def _corner(metric: Metric) -> Literal["lower right", "upper right"]:
+    """Where curves leave room."""
+    return "lower right" if metric.higher_is_better else "upper right"
+
+
 def _named(comparison: Comparison) -> list[str]:
     """The arms that figures name: the reference and the controls, InfoBatch, then the best."""
     first = [REFERENCE, FEWER_EPOCHS, COST, "infobatch-budget", "random"]
-    best = sorted(comparison.rows, key=lambda row: -row.metric)
+    best = sorted(comparison.rows, key=lambda row: -comparison.metric.gain(row.metric, 0.0))
     order = dict.fromkeys([*first, *(row.arm for row in best)])
     return [arm for arm in order if arm in comparison.arms][:_MOST]
 

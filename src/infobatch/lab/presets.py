@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from infobatch.lab.data import TaskData
 from infobatch.lab.datasets.human_labels import NAMES
 from infobatch.lab.errors import LabError
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.task import Task
 
 _CONTROLS = ["full", "fewer-epochs", "random"]
 _STRESSED = [
@@ -24,27 +26,56 @@ _STRESSED = [
 ]
 
 
+Changes = Mapping[str, Any]
+"""Settings by name, see `infobatch.lab.settings.Settings`."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """What a preset sets, where the command line does not.
 
     Attributes:
         description: for people.
-        arms: names.
-        epochs: part of the task's own number.
-        label_noise, imbalance, augmentation: see `Settings`.
+        arms: names; None for the default ones.
+        settings: of a task.
+        variants: of a task: comparisons that are run one after the other, by the name of their
+            folder, and what each sets besides.
     """
 
     description: str
     arms: list[str] | None = None
-    epochs: float = 1.0
-    label_noise: str = "none"
-    imbalance: float = 1.0
-    augmentation: str = "standard"
+    settings: Callable[[Task], Changes] = lambda _: {}
+    variants: Callable[[Task], Mapping[str, Changes]] = lambda _: {"": {}}
 
-    def label_noise_of(self, task: Task) -> str:
-        """`label_noise`, or human labels where a task has them."""
-        return "worst" if self.label_noise != "none" and task.human_labels else self.label_noise
+
+def _noise(task: Task) -> Changes:
+    return {"label_noise": "0.4" if task.human_labels is None else "worst"}
+
+
+def _short(task: Task) -> Changes:
+    return {"epochs": max(1, round(task.epochs / 3))}
+
+
+def _paper(task: Task) -> Changes:
+    if not task.paper:
+        raise LabError(f"the InfoBatch paper has no {task.name}; leave --preset paper away")
+    return task.paper
+
+
+def _optimizers(_task: Task) -> Mapping[str, Changes]:
+    """Each with a step and a decay of its usual size, as they cannot share them."""
+    return {
+        "sgd": {"optimizer": "sgd", "lr": 0.2, "weight_decay": 5e-4},
+        "adamw": {"optimizer": "adamw", "lr": 4e-3, "weight_decay": 5e-2},
+        "lars": {"optimizer": "lars", "lr": 5.2, "weight_decay": 5e-4},
+        "lamb": {"optimizer": "lamb", "lr": 1e-2, "weight_decay": 5e-2},
+    }
+
+
+def _architectures(task: Task) -> Mapping[str, Changes]:
+    if not task.architectures:
+        raise LabError(f"{task.name} has one kind of model; leave --preset architectures away")
+    return {str(changes["model"]): changes for changes in task.architectures}
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -52,11 +83,14 @@ PRESETS: Mapping[str, Preset] = {
         "selector x rescale x annealing",
         ["full", "fewer-epochs", "infobatch", "infobatch-budget", "ablation"],
     ),
-    "noise": Preset("human labels, or 40% drawn anew", _STRESSED, label_noise="0.4"),
-    "imbalance-10": Preset("classes 10:1", _STRESSED, imbalance=10.0),
-    "imbalance-100": Preset("classes 100:1", _STRESSED, imbalance=100.0),
-    "short": Preset("a third of the epochs", _STRESSED, epochs=1 / 3),
-    "strong": Preset("strong augmentation", _STRESSED, augmentation="strong"),
+    "architectures": Preset("kinds of models", variants=_architectures),
+    "optimizers": Preset("SGD, AdamW, LARS, LAMB", variants=_optimizers),
+    "noise": Preset("human labels, or 40% drawn anew", _STRESSED, _noise),
+    "imbalance-10": Preset("classes 10:1", _STRESSED, lambda _: {"imbalance": 10.0}),
+    "imbalance-100": Preset("classes 100:1", _STRESSED, lambda _: {"imbalance": 100.0}),
+    "short": Preset("a third of the epochs", _STRESSED, _short),
+    "paper": Preset("the settings of the InfoBatch paper for the task", settings=_paper),
+    "strong": Preset("strong augmentation", _STRESSED, lambda _: {"augmentation": "strong"}),
 }
 """Every preset by name."""
 

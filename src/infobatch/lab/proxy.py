@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from infobatch.coresets import Coreset, Evidence, choose
 from infobatch.lab.arm import ArmRun, Proxy
+from infobatch.lab.data import TaskData
 from infobatch.lab.results import Cost
 from infobatch.lab.settings import Settings
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.task import Task
 from infobatch.lab.train import TrainingRun
 
 _BATCH = 1000
@@ -58,8 +59,9 @@ def run_proxy(
 def _evidence(
     task: Task, data: TaskData, settings: Settings, arm_run: ArmRun, proxy: Proxy, seed: int
 ) -> tuple[Evidence, Cost]:
-    size, classes = len(data.train_targets), len(data.class_names)
-    labels = data.train_targets.cpu().numpy()
+    assert data.labels is not None, "arms with a proxy are refused where there are no classes"
+    size, classes = len(data), len(data.class_names)
+    labels = data.labels.cpu().numpy()
     if proxy.epochs == 0:
         nothing = np.zeros((size, 1), np.float32)
         no_head = np.zeros((classes, 1), np.float32)
@@ -99,11 +101,12 @@ def _outputs(run: TrainingRun) -> tuple[Tensor, Tensor, Tensor]:
 
     run.model.eval()
     hook = heads[-1].register_forward_pre_hook(keep)
+    logits = []
     try:
-        logits = [
-            run.model(run.task.inputs(rows, None)).float().cpu()
-            for rows in run.data.train_inputs.split(_BATCH)
-        ]
+        for part in torch.arange(len(run.data), device=run.device).split(_BATCH):
+            inputs, _ = run.task.prepare(*run.data.samples(part), torch.Generator(), False)
+            outputs = run.model(**inputs) if isinstance(inputs, dict) else run.model(inputs)
+            logits.append(outputs.float().cpu())
     finally:
         hook.remove()
     return torch.cat(seen), torch.cat(logits), heads[-1].weight.detach().float().cpu()

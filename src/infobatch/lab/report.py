@@ -95,7 +95,7 @@ def _section(
     return {
         "task": settings.task,
         "description": task.description if task else settings.task,
-        "metric": task.metric if task else "test metric",
+        "metric": comparison.metric,
         "margin": f"{settings.margin:g}",
         "seeds": len(comparison.seeds),
         "headline": headline(comparison),
@@ -104,7 +104,10 @@ def _section(
             for row in comparison.rows
         ],
         "more": [more_cells(row) for row in comparison.rows],
-        "controls": [(name, describe(value)) for name, value in comparison.controls.items()],
+        "controls": [
+            (name, describe(value, comparison.metric))
+            for name, value in comparison.controls.items()
+        ],
         "arms": [(arm, arms[arm].description if arm in arms else "") for arm in comparison.arms],
         "figures": [*_plots(comparison, folder, prefix), *_samples(comparison, pictures)],
         "command": settings.command(comparison.arms, comparison.seeds, comparison.costs),
@@ -126,8 +129,8 @@ def headline(comparison: Comparison) -> str:
     return (
         f"InfoBatch passed {row.saved:.1f}% fewer samples than full data and took "
         f"{row.wall_ratio:.2f} times as long. Its final metric differs by "
-        f"{describe(row.difference)} points, {outcome} "
-        f"at a margin of {comparison.settings.margin:g}."
+        f"{describe(row.difference, comparison.metric)} {comparison.metric.unit_of_gain} (positive is "
+        f"better), {outcome} at a margin of {comparison.settings.margin:g}."
     )
 
 
@@ -144,7 +147,7 @@ _TEXTS = {
             "Where many arms were run, grey marks are those that are not named; some may lie below "
             "the figure. "
             f"The band is the margin below {REFERENCE}. The thick line, full data for fewer "
-            "epochs, is the one to beat. Up and to the left is better."
+            "epochs, is the one to beat: better at no more cost."
         ),
     ),
     "learning-curves.png": (

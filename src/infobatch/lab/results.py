@@ -101,11 +101,12 @@ class RunResult:
         arm, seed, settings: what was run.
         cost_target: what `--cost` asked for; None where the arm spent its own, or InfoBatch's.
         dataset_size, epochs: training samples, and epochs of this run.
-        metric: of the final epoch, in percent; never the best epoch.
+        metric: of the final epoch, in the task's unit; never the best epoch.
         worst_class: the metric of the class that is worst; None where there are no classes.
         wall_seconds: training with selection and proxy runs inside the clock, evaluation outside.
         peak_memory: bytes; of the device, or of the process on a CPU; None where not known.
         versions, hardware, commit, time: where and when (UTC).
+        more: other numbers of the final epoch that the task reports, by name.
     """
 
     arm: str
@@ -125,6 +126,7 @@ class RunResult:
     hardware: str
     commit: str | None
     time: str
+    more: dict[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -6,14 +6,17 @@ import hashlib
 import json
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from infobatch.lab.errors import LabError
+from infobatch.lab.task import Task
 
 PRECISIONS = ("fp32", "bf16")
 AUGMENTATIONS = ("standard", "strong")
+OPTIMIZERS = ("sgd", "adamw", "lars", "lamb")
+SCHEDULES = ("onecycle", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,10 @@ class Settings:
         task, model: names.
         width: channels of the model's first layer; None for its own.
         epochs, batch_size: of the full-data run.
-        lr: peak of the one-cycle schedule.
-        weight_decay, label_smoothing, nesterov: SGD with momentum 0.9.
+        lr: peak of the schedule.
+        weight_decay: of the optimizer.
+        label_smoothing: of the training loss, where the task has classes.
+        nesterov: momentum of SGD and LARS.
         prune_ratio, delta: InfoBatch's, see `infobatch.InfoBatch`.
         device: "cpu", "cuda", ...
         precision: "fp32", or "bf16" for autocast.
@@ -36,9 +41,12 @@ class Settings:
         label_noise: "none"; a fraction of labels drawn anew, as text; or the name of human labels.
         imbalance: size of the largest class over that of the smallest; 1: as the data is.
         augmentation: "standard", the task's own, or "strong".
-        margin: percentage points that an arm may lose and still count as non-inferior. Stated
+        margin: what an arm may lose, in the metric's unit, and still count as non-inferior. Stated
             before the runs and kept with them: another margin is another comparison.
         data: fingerprint of the data.
+        optimizer, schedule: names, see `infobatch.lab.optim`.
+        grad_clip: largest norm of a step's gradient; 0 for no limit.
+        options: of the task alone, by name; see `infobatch.lab.task.Option`.
     """
 
     task: str
@@ -64,6 +72,11 @@ class Settings:
     augmentation: str
     margin: float
     data: str
+    # With defaults, as results from before they were kept have these values.
+    optimizer: str = "sgd"
+    schedule: str = "onecycle"
+    grad_clip: float = 0.0
+    options: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks = {
@@ -82,6 +95,9 @@ class Settings:
             f"--augmentation must be one of {', '.join(AUGMENTATIONS)}": (
                 self.augmentation in AUGMENTATIONS
             ),
+            f"--optimizer must be one of {', '.join(OPTIMIZERS)}": self.optimizer in OPTIMIZERS,
+            f"--schedule must be one of {', '.join(SCHEDULES)}": self.schedule in SCHEDULES,
+            "--grad-clip must not be negative": 0 <= self.grad_clip < math.inf,
             f"--precision must be one of {', '.join(PRECISIONS)}": self.precision in PRECISIONS,
         }
         for rule, holds in checks.items():
@@ -96,9 +112,45 @@ class Settings:
     @classmethod
     def from_json(cls, entries: dict[str, Any]) -> Settings:
         """Inverse of `to_json`; TypeError or KeyError where entries are missing or unknown."""
-        if set(entries) != {field.name for field in fields(cls)}:
+        needed = {
+            entry.name
+            for entry in fields(cls)
+            if entry.default is MISSING and entry.default_factory is MISSING
+        }
+        if not needed <= set(entries) <= {entry.name for entry in fields(cls)}:
             raise KeyError("settings of another version of infobatch")
         return cls(**entries)
+
+    @classmethod
+    def of_task(cls, task: Task, changes: Mapping[str, Any]) -> Settings:
+        """The task's own settings, but for the changes, among which are `device` and `data`."""
+        defaults = {
+            "task": task.name,
+            "model": task.model,
+            "width": None,
+            "epochs": task.epochs,
+            "batch_size": task.batch_size,
+            "lr": task.lr,
+            "weight_decay": task.weight_decay,
+            "label_smoothing": task.label_smoothing,
+            "nesterov": False,
+            "prune_ratio": 0.5,
+            "delta": 0.875,
+            "precision": "fp32",
+            "channels_last": False,
+            "compile": False,
+            "threads": task.threads,
+            "eval_every": 1,
+            "limit_train": None,
+            "label_noise": "none",
+            "imbalance": 1.0,
+            "augmentation": "standard",
+            "margin": task.metric.margin,
+            "optimizer": task.optimizer,
+            "schedule": task.schedule,
+            "grad_clip": task.grad_clip,
+        }
+        return cls(**{**defaults, **changes})
 
     @property
     def digest(self) -> str:
@@ -125,7 +177,9 @@ class Settings:
         words += ["--seeds", str(len(seeds)), "--first-seed", str(seeds[0])]
         for name, value in self.to_json().items():
             option = "--" + name.replace("_", "-")
-            if name == "data" or value is None or value is False:
+            if name in ("data", "options") or value is None or value is False:
                 continue
             words += [option] if value is True else [option, str(value)]
+        for name, value in self.options.items():
+            words += ["--option", f"{name}={value}"]
         return shlex.join(words)

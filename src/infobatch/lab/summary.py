@@ -10,6 +10,8 @@ from infobatch.lab.errors import LabError
 from infobatch.lab.results import RunResult, run_label
 from infobatch.lab.settings import Settings
 from infobatch.lab.stats import PairedDifference, paired_difference, sample_std
+from infobatch.lab.task import Metric
+from infobatch.lab.tasks import metric_of
 
 Runs = dict[int, RunResult]
 """Of one arm at one cost, by seed."""
@@ -21,24 +23,27 @@ class Row:
 
     Attributes:
         arm, cost_target: what was run; None where the arm spent its own or InfoBatch's cost.
+        judged_by: what `metric` is.
         metric_std: None for one seed.
         forwarded, trained, steps, wall_seconds: of one run; `trained` are backpropagated.
         cost: sample passes over those of the full-data run.
         wall_ratio: wall seconds over the reference's of the same seeds; None without them.
         worst_class: metric of the worst class; None where there are no classes.
         peak_memory: bytes; None where not known.
-        difference: in metric to the reference, paired by seed; None without pairs, and for the
-            reference itself.
+        difference: what is gained over the reference, paired by seed: positive if the arm is
+            better, also where a lower metric is. None without pairs, and for the reference itself.
         verdict: of that difference.
-        to_control: in metric to full data for fewer epochs at the same cost, paired by seed.
+        to_control: the same over full data for fewer epochs at the same cost.
         reached: in how many runs the metric came within the margin of the reference's last one.
         cost_to_target, wall_to_target: mean cost and wall ratio at which it first did, over
             those runs; None if there are none.
+        more: means of the other numbers that the task reports.
     """
 
     arm: str
     cost_target: float | None
     seeds: int
+    judged_by: Metric
     metric: float
     metric_std: float | None
     forwarded: float
@@ -56,6 +61,7 @@ class Row:
     reached: int
     cost_to_target: float | None
     wall_to_target: float | None
+    more: dict[str, float]
 
     @property
     def label(self) -> str:
@@ -74,8 +80,8 @@ class Comparison:
 
     Attributes:
         rows: one per arm and cost, the reference first.
-        controls: by name of each arm at InfoBatch's cost, the paired difference in metric of
-            InfoBatch to it: what choosing by score is worth.
+        controls: by name of each arm at InfoBatch's cost, what InfoBatch gains over it, paired by
+            seed: what choosing by score is worth.
     """
 
     settings: Settings
@@ -86,6 +92,11 @@ class Comparison:
     def runs_of(self, arm: str, cost_target: float | None = None) -> list[RunResult]:
         """The runs of one arm at one cost."""
         return [run for run in self.runs if (run.arm, run.cost_target) == (arm, cost_target)]
+
+    @property
+    def metric(self) -> Metric:
+        """What the runs are judged by."""
+        return metric_of(self.settings.task)
 
     @property
     def seeds(self) -> list[int]:
@@ -130,13 +141,14 @@ def _comparison(runs: list[RunResult]) -> Comparison:
             raise LabError(f"{run.label} with seed {run.seed} comes twice: give each file once")
         seeds[run.seed] = run
     settings = runs[0].settings
+    metric = metric_of(settings.task)
     reference = table.get((None, REFERENCE), {})
     rows = [
-        _row(found, reference, table.get((cost, FEWER_EPOCHS), {}), settings.margin)
+        _row(found, reference, table.get((cost, FEWER_EPOCHS), {}), metric, settings.margin)
         for (cost, _), found in table.items()
     ]
     differences = {
-        name: _difference(table.get((None, COST), {}), table.get((None, name), {}))
+        name: _gain(table.get((None, COST), {}), table.get((None, name), {}), metric)
         for name, arm in all_arms().items()
         if arm.cost == "told"
     }
@@ -144,20 +156,20 @@ def _comparison(runs: list[RunResult]) -> Comparison:
     return Comparison(settings, runs, rows, controls)
 
 
-def _difference(runs: Runs, reference: Runs) -> PairedDifference | None:
-    """The difference in metric over the seeds that both have; None without any."""
+def _gain(runs: Runs, reference: Runs, metric: Metric) -> PairedDifference | None:
+    """What runs gain over others, over the seeds that both have; None without any."""
     paired = sorted(runs.keys() & reference.keys())
     if not paired:
         return None
-    return paired_difference(
-        [runs[seed].metric for seed in paired], [reference[seed].metric for seed in paired]
-    )
+    values = [[group[seed].metric for seed in paired] for group in (runs, reference)]
+    better, worse = values if metric.higher_is_better else reversed(values)
+    return paired_difference(better, worse)
 
 
-def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
+def _row(runs: Runs, reference: Runs, control: Runs, metric: Metric, margin: float) -> Row:
     first = next(iter(runs.values()))
     is_reference = first.arm == REFERENCE
-    difference = None if is_reference else _difference(runs, reference)
+    difference = None if is_reference else _gain(runs, reference, metric)
     is_control = first.arm in (REFERENCE, FEWER_EPOCHS)
     paired = runs.keys() & reference.keys()
     wall_ratio = None
@@ -165,7 +177,7 @@ def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
         wall_ratio = sum(runs[seed].wall_seconds for seed in paired) / sum(
             reference[seed].wall_seconds for seed in paired
         )
-    targets = [_target(runs[seed], reference[seed], margin) for seed in paired]
+    targets = [_target(runs[seed], reference[seed], metric, margin) for seed in paired]
     reached = [target for target in targets if target is not None]
     walls = [wall for _, wall in reached if wall is not None]
     values = list(runs.values())
@@ -174,6 +186,7 @@ def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
         arm=first.arm,
         cost_target=first.cost_target,
         seeds=len(runs),
+        judged_by=metric,
         metric=_mean(metrics),
         metric_std=sample_std(metrics),
         forwarded=_mean([run.cost.samples_forwarded for run in values]),
@@ -187,20 +200,21 @@ def _row(runs: Runs, reference: Runs, control: Runs, margin: float) -> Row:
         peak_memory=_mean_known(values, lambda run: run.peak_memory),
         difference=difference,
         verdict=difference.verdict(margin) if difference else "",
-        to_control=None if is_control else _difference(runs, control),
+        to_control=None if is_control else _gain(runs, control, metric),
         reached=len(reached),
         cost_to_target=_mean([cost for cost, _ in reached]) if reached else None,
         wall_to_target=_mean(walls) if walls else None,
+        more={name: _mean([run.more[name] for run in values]) for name in first.more},
     )
 
 
 def _target(
-    run: RunResult, reference: RunResult, margin: float
+    run: RunResult, reference: RunResult, metric: Metric, margin: float
 ) -> tuple[float, float | None] | None:
     """Cost and wall ratio at which a run first came within the margin of its reference's end."""
     full = run.dataset_size * run.settings.epochs
-    for epoch, metric in enumerate(run.curves.metric):
-        if metric is not None and metric >= reference.metric - margin:
+    for epoch, value in enumerate(run.curves.metric):
+        if value is not None and metric.gain(value, reference.metric) >= -margin:
             seconds = run.curves.seconds
             wall = seconds[epoch] / reference.wall_seconds if seconds else None
             return run.curves.samples[epoch] / full, wall
@@ -220,7 +234,7 @@ def _mean_known(
 
 COLUMNS = (
     "arm",
-    "metric %",
+    "metric",
     "trained",
     "forwarded",
     "saved",
@@ -236,28 +250,30 @@ COLUMNS = (
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as text, column by column."""
+    text = row.judged_by.text
     return (
         row.label,
-        f"{row.metric:.2f}" + ("" if row.metric_std is None else f" ± {row.metric_std:.2f}"),
+        text(row.metric) + ("" if row.metric_std is None else f" ± {text(row.metric_std)}"),
         f"{row.trained:,.0f}",
         f"{row.forwarded:,.0f}",
         f"{row.saved:.1f}%",
         f"{row.steps:,.0f}",
         f"{row.wall_seconds:.1f}",
         "" if row.wall_ratio is None else f"{row.wall_ratio:.2f}",
-        "" if row.difference is None else describe(row.difference),
+        "" if row.difference is None else describe(row.difference, row.judged_by),
         row.verdict,
-        "" if row.to_control is None else describe(row.to_control),
+        "" if row.to_control is None else describe(row.to_control, row.judged_by),
     )
 
 
 MORE_COLUMNS = (
     "arm",
-    "worst class %",
+    "worst class",
     "peak memory",
     "reached",
     "cost to target",
     "wall to target",
+    "more",
 )
 """Headings of the second table, for `more_cells`."""
 
@@ -266,16 +282,19 @@ def more_cells(row: Row) -> tuple[str, ...]:
     """What else is known of a row, as text."""
     return (
         row.label,
-        "" if row.worst_class is None else f"{row.worst_class:.2f}",
+        "" if row.worst_class is None else row.judged_by.text(row.worst_class),
         "" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.0f} MiB",
         f"{row.reached} of {row.seeds}",
         "" if row.cost_to_target is None else f"{row.cost_to_target:.2f}",
         "" if row.wall_to_target is None else f"{row.wall_to_target:.2f}",
+        ", ".join(f"{name} {value:.4g}" for name, value in row.more.items()),
     )
 
 
-def describe(difference: PairedDifference) -> str:
-    """The mean and, if there is one, the interval, in points."""
-    if difference.low is None or difference.high is None:
-        return f"{difference.mean:+.2f}"
-    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+def describe(difference: PairedDifference, metric: Metric) -> str:
+    """The mean and, if there is one, the interval, in the metric's unit."""
+    low, high, digits = difference.low, difference.high, metric.digits
+    mean = f"{difference.mean:+.{digits}f}"
+    if low is None or high is None:
+        return mean
+    return f"{mean} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -1,98 +1,92 @@
-"""What a task is: data, model, per-sample loss, score, and the settings that suit it."""
+"""What a task is: data, model, per-sample loss, metric, and the settings that suit it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from infobatch.lab.data import Prepare, TaskData
 from infobatch.lab.errors import LabError
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """Train and test set as whole tensors; row i of inputs belongs to row i of targets."""
+class Metric:
+    """What a task is judged by.
 
-    train_inputs: Tensor
-    train_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-    class_names: tuple[str, ...]
+    Attributes:
+        name: for people.
+        unit: "%", "nats", ...
+        higher_is_better: otherwise lower is.
+        margin: default of `--margin`, in that unit.
+        digits: behind the point.
+    """
 
-    def to(self, device: torch.device) -> TaskData:
-        """The same data on a device."""
-        return replace(
-            self,
-            train_inputs=self.train_inputs.to(device),
-            train_targets=self.train_targets.to(device),
-            test_inputs=self.test_inputs.to(device),
-            test_targets=self.test_targets.to(device),
-        )
+    name: str = "test accuracy"
+    unit: str = "%"
+    higher_is_better: bool = True
+    margin: float = 0.5
+    digits: int = 2
 
-    def limit_train(self, size: int) -> TaskData:
-        """The same task with `size` training samples, drawn once and always the same."""
-        if not 0 < size <= len(self.train_targets):
-            raise LabError(f"--limit-train must lie in 1..{len(self.train_targets)}, got {size}")
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(len(self.train_targets), generator=generator)[:size]
-        return replace(
-            self,
-            train_inputs=self.train_inputs[chosen],
-            train_targets=self.train_targets[chosen],
-        )
+    @property
+    def unit_of_gain(self) -> str:
+        """Differences of percentages are in points."""
+        return "points" if self.unit == "%" else self.unit
 
-    def with_labels(self, labels: Tensor) -> TaskData:
-        """The same training inputs under other labels."""
-        return replace(self, train_targets=labels.to(self.train_targets))
+    def gain(self, value: float, reference: float) -> float:
+        """How much better a value is than another: positive if it is better."""
+        return value - reference if self.higher_is_better else reference - value
 
-    def with_random_labels(self, fraction: float) -> TaskData:
-        """The same task with a part of the training labels replaced by other classes; fixed."""
-        generator = torch.Generator().manual_seed(0)
-        labels, classes = self.train_targets.cpu().clone(), len(self.class_names)
-        wrong = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
-        shift = torch.randint(1, classes, (len(wrong),), generator=generator)
-        labels[wrong] = (labels[wrong] + shift) % classes
-        return self.with_labels(labels)
+    def text(self, value: float) -> str:
+        """The number, without its unit."""
+        return f"{value:.{self.digits}f}"
 
-    def imbalanced(self, ratio: float) -> TaskData:
-        """The same task with class sizes that fall from the first to the last by that ratio.
 
-        Class c of C keeps n * ratio ** (-c / (C - 1)) samples, as in the long-tailed CIFAR of Cui
-        et al., 2019 (arXiv 1901.05555), the same ones always. The test set stays as it is.
-        """
-        generator = torch.Generator().manual_seed(0)
-        labels = self.train_targets.cpu()
-        order = torch.randperm(len(labels), generator=generator)
-        sizes = torch.bincount(labels, minlength=len(self.class_names))
-        kept = []
-        for number in range(len(sizes)):
-            part = number / max(1, len(sizes) - 1)
-            size = max(1, round(int(sizes.min()) * ratio**-part))
-            kept.append(order[labels[order] == number][:size])
-        chosen = torch.cat(kept).sort().values
-        return replace(
-            self,
-            train_inputs=self.train_inputs[chosen],
-            train_targets=self.train_targets[chosen],
-        )
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation has found.
 
-    def fingerprint(self) -> str:
-        """A short digest of every byte, so that results on other data are not mixed with these."""
-        digest = hashlib.sha256()
-        for part in (
-            self.train_inputs,
-            self.train_targets,
-            self.test_inputs,
-            self.test_targets,
-        ):
-            digest.update(str(tuple(part.shape)).encode())
-            digest.update(np.ascontiguousarray(part.cpu().numpy()).data)
-        return digest.hexdigest()[:16]
+    Attributes:
+        metric: in the metric's unit.
+        worst_class: the same for the class where it is worst; None without classes.
+        more: other numbers that the task reports, by name.
+    """
+
+    metric: float
+    worst_class: float | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
+
+
+class Trained(Protocol):
+    """A run as its evaluation sees it."""
+
+    model: nn.Module
+    data: TaskData
+    device: torch.device
+    seed: int
+
+    def test_outputs(self) -> Iterator[tuple[Any, Any]]:
+        """Outputs and targets, batch by batch over the test set, in evaluation mode."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting that one task alone has: `--option name=value`.
+
+    Attributes:
+        default: its value if it is not given.
+        help: one line for people, with what may be given.
+        choices: if only these may be given.
+    """
+
+    default: str
+    help: str
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,21 +96,33 @@ class Task:
     Attributes:
         name: what `--task` takes.
         description: one line for people.
-        epochs, batch_size, lr, model: defaults; `lr` is the peak of the one-cycle schedule.
+        epochs, batch_size, lr, model, optimizer, schedule, weight_decay, label_smoothing,
+            grad_clip: defaults; see `Settings`.
         threads: default number of torch threads; 0 leaves torch's choice.
+        models: names that `--model` takes.
         load: read the data; gets `--data-dir`, or None, and says in a `LabError` what to
             fetch and where to put it when there is nothing.
-        build: a fresh model by name and width (None: the model's own), from the global generator.
-        inputs: stored rows to model inputs; augments when given a generator.
+        build: a fresh model by name and width (None: the model's own) for these data, from the
+            global generator.
+        prepare: stored rows and targets to model inputs and targets; see `infobatch.lab.data`.
         loss: (outputs, targets, label smoothing) -> the loss of every sample, shape (B,).
-        score: (outputs, targets) -> shape (B,); its mean over the test set, as a percentage, is
-            the metric, and higher is better.
-        metric: the name of that mean.
-        strong_inputs: as `inputs`, with strong augmentation; None where there is none.
+        evaluate: judges a run.
+        metric: what it is judged by.
+        rank: (outputs, targets) -> (B,) what samples are ranked by, where that is not their loss.
+        batch_of_test: samples that are evaluated at a time.
+        strong: as `prepare`, with strong augmentation; None where there is none.
         human_labels: reads labels that people gave the training set, by `--data-dir` and name;
             None where there are none.
         thumbnail: one stored row as an image for people, uint8 (H, W) or (H, W, 3); None where a
             sample cannot be drawn.
+        by_class_logits: outputs are (B, classes) logits and targets (B,) labels, which coresets
+            and some in-batch methods need.
+        options: settings of this task alone; see `with_options`.
+        remake: the task under other values of its options.
+        architectures: settings for kinds of models, a model's name among them, for
+            `--preset architectures`.
+        paper: settings of the InfoBatch paper for this task, for `--preset paper`.
+        extra: the extra that has what the task needs, beside `lab`.
     """
 
     name: str
@@ -126,12 +132,42 @@ class Task:
     lr: float
     model: str
     threads: int
+    models: Sequence[str]
     load: Callable[[Path | None], TaskData]
-    build: Callable[[str, int | None], nn.Module]
-    inputs: Callable[[Tensor, torch.Generator | None], Tensor]
-    loss: Callable[[Tensor, Tensor, float], Tensor]
-    score: Callable[[Tensor, Tensor], Tensor]
-    metric: str
-    strong_inputs: Callable[[Tensor, torch.Generator | None], Tensor] | None = None
+    build: Callable[[str, int | None, TaskData], nn.Module]
+    prepare: Prepare
+    loss: Callable[[Any, Any, float], Tensor]
+    evaluate: Callable[[Trained], Outcome]
+    metric: Metric = Metric()
+    optimizer: str = "sgd"
+    schedule: str = "onecycle"
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    grad_clip: float = 0.0
+    rank: Callable[[Any, Any], Tensor] | None = None
+    batch_of_test: int = 1000
+    strong: Prepare | None = None
     human_labels: Callable[[Path | None, str], Tensor] | None = None
     thumbnail: Callable[[Tensor], np.ndarray] | None = None
+    by_class_logits: bool = False
+    options: Mapping[str, Option] = field(default_factory=dict)
+    remake: Callable[[Mapping[str, str]], Task] | None = None
+    architectures: Sequence[Mapping[str, Any]] = ()
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    extra: str = ""
+
+    def with_options(self, given: Mapping[str, str]) -> tuple[Task, dict[str, str]]:
+        """The task under these options, and the value of every option it has.
+
+        Raises:
+            LabError: the task has no such option, or not with that value.
+        """
+        for name, value in given.items():
+            if name not in self.options:
+                have = "; ".join(f"{key} ({option.help})" for key, option in self.options.items())
+                raise LabError(f"{self.name} has no option {name!r}; it has: {have or 'none'}")
+            choices = self.options[name].choices
+            if choices and value not in choices:
+                raise LabError(f"--option {name} must be one of {', '.join(choices)}, got {value}")
+        values = {name: given.get(name, option.default) for name, option in self.options.items()}
+        return (self if self.remake is None else self.remake(values)), values

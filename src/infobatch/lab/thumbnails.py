@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from infobatch.lab.data import TaskData
 from infobatch.lab.results import Observations, PrunedSample
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.task import Task
 
 MOST_PRUNED = "samples-pruned.png"
 NEVER_PRUNED = "samples-kept.png"
@@ -32,6 +34,7 @@ def _draw(task: Task, data: TaskData, samples: Sequence[PrunedSample], path: Pat
     for axis in axes:
         axis.set_axis_off()
     for axis, sample in zip(axes, samples, strict=False):
-        axis.imshow(task.thumbnail(data.train_inputs[sample.index]), cmap="gray", vmin=0, vmax=255)
+        rows, _ = data.samples(torch.tensor([sample.index]))
+        axis.imshow(task.thumbnail(rows[0]), cmap="gray", vmin=0, vmax=255)
         axis.set_title(sample.class_name, fontsize=8)
     figure.savefig(path)

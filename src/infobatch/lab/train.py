@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 
 from infobatch.lab.arm import ArmRun, InBatch
+from infobatch.lab.data import Batch, TaskData, take
 from infobatch.lab.errors import LabError
 from infobatch.lab.observe import Observer
+from infobatch.lab.optim import build_optimizer, build_schedule
 from infobatch.lab.results import Cost, Curves
 from infobatch.lab.settings import Settings
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.task import Outcome, Task
 from infobatch.losses import batch_mean
 from infobatch.schedule import ProgressScheduler
 
-_EVALUATION_BATCH = 1000
-
-Watch = Callable[[Tensor, Tensor, Tensor], None]
+Watch = Callable[[Tensor, Any, Any], None]
 """Is shown the indices, outputs and targets of each training batch."""
 
 
@@ -65,36 +66,26 @@ class TrainingRun:
         self.pruner = arm_run.pruner
         self.arm_run = arm_run
         self.watch: Watch | None = None
-        self.device = data.train_inputs.device
-        self.model = initial_model(task, settings, seed).to(self.device)
+        self.device = data.device
+        self.model = initial_model(task, settings, data, seed).to(self.device)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._compute: Callable[[Tensor], Tensor] = (
+        self._compute: Callable[..., Any] = (
             torch.compile(self.model) if settings.compile else self.model
         )
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=settings.lr,
-            momentum=0.9,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-        )
+        self._prepare = task.prepare
+        if settings.augmentation == "strong" and task.strong is not None:
+            self._prepare = task.strong
+        self.optimizer = build_optimizer(self.model, settings)
+        steps = self.epochs * math.ceil(len(data) / settings.batch_size)
         self.scheduler = ProgressScheduler(
-            torch.optim.lr_scheduler.OneCycleLR(
-                self.optimizer,
-                max_lr=settings.lr,
-                total_steps=self.epochs * math.ceil(len(data.train_targets) / settings.batch_size),
-                pct_start=0.3,
-                div_factor=25,
-                final_div_factor=1e4,
-                cycle_momentum=False,
-            ),
-            self.pruner,
+            build_schedule(self.optimizer, settings, steps), self.pruner, total_steps=steps
         )
-        self.observer = Observer(self.epochs, settings.delta, len(data.train_targets))
+        self.observer = Observer(self.epochs, settings.delta, len(data))
         self.cost = Cost()
         self.curves = Curves()
         self.wall_seconds = 0.0
+        self.outcome: Outcome | None = None
 
     @property
     def finished(self) -> bool:
@@ -119,7 +110,8 @@ class TrainingRun:
         self.curves.kept.append(record.kept)
         self.curves.threshold.append(_finite(record.threshold))
         self.curves.mean_loss.append(_finite(record.mean_loss))
-        self.curves.metric.append(self.evaluate() if due else None)
+        self.outcome = self.task.evaluate(self) if due else None
+        self.curves.metric.append(None if self.outcome is None else self.outcome.metric)
         self.curves.samples.append(self.cost.passes)
         self.curves.seconds.append(self.wall_seconds)
         return EpochReport(epoch, self.epochs, record.kept, record.total, self.curves.metric[-1])
@@ -133,53 +125,69 @@ class TrainingRun:
         if in_batch is not None:  # so many that what is chosen of them is a batch
             wanted = min(len(self.pruner.sampler), round(wanted / in_batch.keep_ratio))
         size = even_batch_size(len(self.pruner.sampler), wanted)
-        for step, batch in enumerate(BatchSampler(self.pruner.sampler, size, drop_last=False)):
-            indices = torch.tensor(batch, device=self.device)
-            targets = self.data.train_targets[indices]
-            generator = torch.Generator().manual_seed(_augmentation_seed(self.seed, epoch, step))
-            inputs = self._inputs(self.data.train_inputs[indices], generator)
+        numbers = BatchSampler(self.pruner.sampler, size, drop_last=False)
+        for batch in self.data.batches(numbers, self._prepare, partial(self._generator, epoch)):
             if in_batch is not None:
-                loss = self._choose_in_batch(in_batch, inputs, targets, indices)
+                loss = self._choose_in_batch(in_batch, batch)
             else:
-                losses = self._losses(inputs, targets, indices)
+                losses, scores = self._losses(batch)
                 if self.arm_run.batch_mean:
-                    losses = batch_mean(losses.mean(), len(losses))
-                loss = self.pruner.update(losses)
-                self.cost.samples_forwarded += len(batch)
-                self.cost.samples_backpropagated += len(batch)
+                    losses, scores = batch_mean(losses.mean(), len(losses)), None
+                loss = self.pruner.update(losses, scores=scores)
+                self.cost.samples_forwarded += len(losses)
+                self.cost.samples_backpropagated += len(losses)
             self.optimizer.zero_grad()
             loss.backward()
+            if self.settings.grad_clip:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
             self.optimizer.step()
             self.scheduler.step()
             self.cost.steps += 1
 
-    def _losses(self, inputs: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
-        outputs = self._forward(inputs)
-        if self.watch is not None:
-            self.watch(indices, outputs.detach(), targets)
-        return self.task.loss(outputs, targets, self.settings.label_smoothing)
+    def _generator(self, epoch: int, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(_augmentation_seed(self.seed, epoch, step))
 
-    def _choose_in_batch(
-        self, chooser: InBatch, inputs: Tensor, targets: Tensor, indices: Tensor
-    ) -> Tensor:
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(B,) losses, and what the samples are ranked by if not by them."""
+        outputs = self._forward(batch.inputs)
+        if self.watch is not None:
+            self.watch(batch.indices, outputs, batch.targets)
+        return self._judge(outputs, batch.targets)
+
+    def _judge(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+        losses = self.task.loss(outputs, targets, self.settings.label_smoothing)
+        rank = self.task.rank
+        return losses, None if rank is None else rank(outputs, targets).detach()
+
+    def _choose_in_batch(self, chooser: InBatch, batch: Batch) -> Tensor:
         """Pass the whole pool forward, and train on what is chosen of it."""
+        count = len(batch.indices)
+        size = even_batch_size(count, self.settings.batch_size)
+        found, by_error = [], []
         with torch.no_grad():
-            parts = inputs.split(even_batch_size(len(inputs), self.settings.batch_size))
-            outputs = torch.cat([self._forward(part) for part in parts])
-            losses = self.task.loss(outputs, targets, self.settings.label_smoothing)
-        self.pruner.update(losses)
-        errors = None
-        if chooser.by_error:
-            probabilities = outputs.float().softmax(dim=1)
-            errors = (probabilities - F.one_hot(targets, outputs.shape[1])).norm(dim=1)
+            for part in (slice(start, start + size) for start in range(0, count, size)):
+                outputs = self._forward(take(batch.inputs, part))
+                targets = take(batch.targets, part)
+                losses, scores = self._judge(outputs, targets)
+                found.append(losses if scores is None else scores)
+                if chooser.by_error:
+                    probabilities = outputs.float().softmax(dim=1)
+                    error = probabilities - F.one_hot(targets, outputs.shape[1])
+                    by_error.append(error.norm(dim=1))
+        ranked = torch.cat(found)
+        self.pruner.update(ranked)
         pruner = chooser.pruner
-        due = int(chooser.keep_ratio * (pruner.forwarded + len(losses))) - pruner.backpropagated
-        keep = min(len(losses), max(1, due))
-        choice = pruner.select(losses, keep=keep, scores=errors, indices=indices)
+        due = int(chooser.keep_ratio * (pruner.forwarded + count)) - pruner.backpropagated
+        keep = min(count, max(1, due))
+        errors = torch.cat(by_error) if by_error else None
+        choice = pruner.select(ranked, keep=keep, scores=errors, indices=batch.indices)
         at = choice.positions
-        self.cost.samples_forwarded += len(losses) + keep
+        self.cost.samples_forwarded += count + keep
         self.cost.samples_backpropagated += keep
-        return (choice.weights * self._losses(inputs[at], targets[at], indices[at])).mean()
+        losses, _ = self._losses(
+            Batch(batch.indices[at], take(batch.inputs, at), take(batch.targets, at))
+        )
+        return (choice.weights * losses).mean()
 
     @torch.no_grad()
     def _refresh(self, left_out: Tensor) -> None:
@@ -187,50 +195,28 @@ class TrainingRun:
         if len(left_out) == 0:
             return
         self.model.eval()
-        scores = []
-        for part in left_out.to(self.device).split(_EVALUATION_BATCH):
-            outputs = self._forward(self._inputs(self.data.train_inputs[part], None))
-            targets = self.data.train_targets[part]
-            scores.append(self.task.loss(outputs, targets, self.settings.label_smoothing))
-        self.pruner.rescore(left_out, torch.cat(scores))
+        found = []
+        for place, part in enumerate(left_out.to(self.device).split(self.task.batch_of_test)):
+            inputs, targets = self._prepare(*self.data.samples(part), _plain(place), False)
+            losses, scores = self._judge(self._forward(inputs), targets)
+            found.append(losses if scores is None else scores)
+        self.pruner.rescore(left_out, torch.cat(found))
         self.cost.samples_forwarded += len(left_out)
 
-    def _inputs(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        strong = self.settings.augmentation == "strong"
-        build = self.task.strong_inputs if strong and self.task.strong_inputs else self.task.inputs
-        inputs = build(rows, generator)
-        if self.settings.channels_last:
+    def _forward(self, inputs: Any) -> Any:
+        if self.settings.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
-
-    def _forward(self, inputs: Tensor) -> Tensor:
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self._compute(inputs)
-
-    def evaluate(self) -> float:
-        """The metric on the whole test set, in percent."""
-        return 100 * float(self._test_scores().double().mean())
-
-    def worst_class(self) -> float:
-        """The metric on the test samples of the class where it is lowest, in percent."""
-        scores, labels = self._test_scores().double(), self.data.test_targets
-        sums = torch.zeros(len(self.data.class_names), dtype=torch.float64, device=self.device)
-        sums = sums.index_add(0, labels, scores)
-        sizes = torch.bincount(labels, minlength=len(sums))
-        return 100 * float((sums / sizes)[sizes > 0].min())
+            return self._compute(**inputs) if isinstance(inputs, dict) else self._compute(inputs)
 
     @torch.no_grad()
-    def _test_scores(self) -> Tensor:
+    def test_outputs(self) -> Iterator[tuple[Any, Any]]:
+        """Outputs and targets, batch by batch over the test set, in evaluation mode."""
         self.model.eval()
-        parts = zip(
-            self.data.test_inputs.split(_EVALUATION_BATCH),
-            self.data.test_targets.split(_EVALUATION_BATCH),
-            strict=True,
-        )
-        return torch.cat(
-            [self.task.score(self._forward(self._inputs(rows, None)), y) for rows, y in parts]
-        )
+        for place, rows in enumerate(self.data.test_batches(self.task.batch_of_test)):
+            inputs, targets = self._prepare(*rows, _plain(place), False)
+            yield self._forward(inputs), targets
 
     @contextmanager
     def _clock(self) -> Iterator[None]:
@@ -280,16 +266,21 @@ def even_batch_size(count: int, largest: int) -> int:
     return math.ceil(count / math.ceil(count / largest))
 
 
-def initial_model(task: Task, settings: Settings, seed: int) -> nn.Module:
+def initial_model(task: Task, settings: Settings, data: TaskData, seed: int) -> nn.Module:
     """The weights that every arm of this seed starts from; the global generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return task.build(settings.model, settings.width)
+        return task.build(settings.model, settings.width, data)
 
 
 def _augmentation_seed(seed: int, epoch: int, step: int) -> int:
     """One seed for every step of every run, so that a resumed run goes on as if never stopped."""
     return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0])
+
+
+def _plain(place: int) -> torch.Generator:
+    """Of the same batch in every evaluation."""
+    return torch.Generator().manual_seed(place)
 
 
 def _finite(value: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infobatch import InfoBatch
 from infobatch.lab.arm import Arm, ArmContext, ArmRun, exact_run
+from infobatch.lab.errors import LabError
 from infobatch.policies import (
     PAPER_QUANTILES,
     BudgetThreshold,
@@ -48,6 +49,8 @@ def budget(context: ArmContext) -> ArmRun:
 
 def groups(context: ArmContext) -> ArmRun:
     """`InfoBatch(budget=..., groups=labels)`: within each class."""
+    if context.labels is None:
+        raise LabError("infobatch-groups needs a task whose samples belong to classes")
     return exact_run(context, BudgetThreshold(), "infobatch-groups", groups=context.labels)
 
 

@@ -14,19 +14,20 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from infobatch.lab.images import ImageInputs, correct, cross_entropy
-from infobatch.lab.models import build_model
-from infobatch.lab.task import Task, TaskData
+from infobatch.lab.data import TaskData, TensorData
+from infobatch.lab.images import ImageInputs, accuracy, cross_entropy
+from infobatch.lab.models import MODELS, build_model
+from infobatch.lab.task import Task
 
 
-def load(_data_dir: Path | None) -> TaskData:
+def load(_data_dir: Path | None) -> TensorData:
     """The digits that come with scikit-learn, wherever other data may lie."""
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     train_x, test_x, train_y, test_y = train_test_split(
         images, labels.astype(np.int64), test_size=1 / 3, random_state=0, stratify=labels
     )
-    return TaskData(
+    return TensorData(
         torch.from_numpy(train_x),
         torch.from_numpy(train_y),
         torch.from_numpy(test_x),
@@ -35,7 +36,7 @@ def load(_data_dir: Path | None) -> TaskData:
     )
 
 
-def build(name: str, width: int | None) -> nn.Module:
+def build(name: str, width: int | None, _data: TaskData) -> nn.Module:
     """A model for one grey channel and ten classes."""
     return build_model(name, channels=1, classes=10, width=width)
 
@@ -55,10 +56,11 @@ TASK = Task(
     threads=1,  # so small a network only waits for a second one
     load=load,
     build=build,
-    inputs=ImageInputs(mean=(0.305,), std=(0.376,)),
-    strong_inputs=ImageInputs((0.305,), (0.376,), crop_padding=1, erase=3, contrast=0.4),
+    models=tuple(MODELS),
+    prepare=ImageInputs(mean=(0.305,), std=(0.376,)),
+    strong=ImageInputs((0.305,), (0.376,), crop_padding=1, erase=3, contrast=0.4),
     loss=cross_entropy,
-    score=correct,
-    metric="test accuracy",
+    evaluate=accuracy,
+    by_class_logits=True,
     thumbnail=thumbnail,
 )
