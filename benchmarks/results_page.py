@@ -98,6 +98,7 @@ def section(comparison: Comparison, name: str, notes: str) -> str:
     run = comparison.runs[0]
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     command = comparison.settings.command(comparison.arms, comparison.seeds, comparison.costs)
+    margin = f"{comparison.settings.margin:g} {comparison.metric.unit_of_gain}"
     picture = f"![Metric against cost](images/benchmark-{name}.png)" if comparison.costs else ""
     return "\n\n".join(
         part
@@ -106,8 +107,7 @@ def section(comparison: Comparison, name: str, notes: str) -> str:
             notes.strip(),
             picture,
             tables(comparison),
-            f"Margin: {comparison.settings.margin:g} {comparison.metric.unit_of_gain}, stated before the "
-            "runs.",
+            f"Margin: {margin}, stated before the runs.",
             f"```text\n{command}\n```",
             f"{run.hardware}; {versions}.",
         )
