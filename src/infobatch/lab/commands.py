@@ -129,7 +129,8 @@ def compare(
         str | None, typer.Option(help=f"One of: {', '.join(AUGMENTATIONS)}.")
     ] = None,
     eval_every: Annotated[
-        int | None, typer.Option(help="Epochs between evaluations. Default: 1.")
+        int | None,
+        typer.Option(help="Epochs between evaluations, 0: the last alone. Default: the task's."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes CUDA if there.")] = "auto",
     precision: Annotated[

@@ -129,8 +129,8 @@ def headline(comparison: Comparison) -> str:
     return (
         f"InfoBatch passed {row.saved:.1f}% fewer samples than full data and took "
         f"{row.wall_ratio:.2f} times as long. Its final metric differs by "
-        f"{describe(row.difference, comparison.metric)} {comparison.metric.unit_of_gain} (positive is "
-        f"better), {outcome} at a margin of {comparison.settings.margin:g}."
+        f"{describe(row.difference, comparison.metric)} {comparison.metric.unit_of_gain}, where "
+        f"positive is better, {outcome} at a margin of {comparison.settings.margin:g}."
     )
 
 

@@ -36,7 +36,7 @@ class Settings:
         precision: "fp32", or "bf16" for autocast.
         channels_last, compile: memory layout, and `torch.compile`.
         threads: of torch on the CPU; 0 leaves torch's choice.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        eval_every: epochs between evaluations, 0 for none; the last epoch is always evaluated.
         limit_train: training samples used; None for all.
         label_noise: "none"; a fraction of labels drawn anew, as text; or the name of human labels.
         imbalance: size of the largest class over that of the smallest; 1: as the data is.
@@ -89,7 +89,7 @@ class Settings:
             "--delta must lie in [0, 1]": 0 <= self.delta <= 1,
             "--width must be at least 1": self.width is None or self.width >= 1,
             "--threads must not be negative": self.threads >= 0,
-            "--eval-every must be at least 1": self.eval_every >= 1,
+            "--eval-every must not be negative": self.eval_every >= 0,
             "--margin must be positive": 0 < self.margin < math.inf,
             "--imbalance must be at least 1": 1 <= self.imbalance < math.inf,
             f"--augmentation must be one of {', '.join(AUGMENTATIONS)}": (
@@ -140,7 +140,7 @@ class Settings:
             "channels_last": False,
             "compile": False,
             "threads": task.threads,
-            "eval_every": 1,
+            "eval_every": task.eval_every,
             "limit_train": None,
             "label_noise": "none",
             "imbalance": 1.0,

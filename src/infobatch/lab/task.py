@@ -99,6 +99,7 @@ class Task:
         epochs, batch_size, lr, model, optimizer, schedule, weight_decay, label_smoothing,
             grad_clip: defaults; see `Settings`.
         threads: default number of torch threads; 0 leaves torch's choice.
+        eval_every: default number of epochs between evaluations; 0: the last one alone.
         models: names that `--model` takes.
         load: read the data; gets `--data-dir`, or None, and says in a `LabError` what to
             fetch and where to put it when there is nothing.
@@ -122,7 +123,6 @@ class Task:
         architectures: settings for kinds of models, a model's name among them, for
             `--preset architectures`.
         paper: settings of the InfoBatch paper for this task, for `--preset paper`.
-        extra: the extra that has what the task needs, beside `lab`.
     """
 
     name: str
@@ -144,6 +144,7 @@ class Task:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     grad_clip: float = 0.0
+    eval_every: int = 1
     rank: Callable[[Any, Any], Tensor] | None = None
     batch_of_test: int = 1000
     strong: Prepare | None = None
@@ -154,7 +155,6 @@ class Task:
     remake: Callable[[Mapping[str, str]], Task] | None = None
     architectures: Sequence[Mapping[str, Any]] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
-    extra: str = ""
 
     def with_options(self, given: Mapping[str, str]) -> tuple[Task, dict[str, str]]:
         """The task under these options, and the value of every option it has.

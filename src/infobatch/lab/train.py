@@ -106,7 +106,8 @@ class TrainingRun:
 
         record = self.pruner.history[-1]
         last = epoch == self.epochs - 1
-        due = last or (epoch + 1) % self.settings.eval_every == 0
+        every = self.settings.eval_every
+        due = last or (every > 0 and (epoch + 1) % every == 0)
         self.curves.kept.append(record.kept)
         self.curves.threshold.append(_finite(record.threshold))
         self.curves.mean_loss.append(_finite(record.mean_loss))
