@@ -169,6 +169,7 @@ def _run(
         commit=environment.commit(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         more=dict(run.outcome.more),
+        judged_by=task.metric,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from infobatch.lab.arm import FORWARD_COST
 from infobatch.lab.errors import LabError
 from infobatch.lab.settings import Settings
+from infobatch.lab.task import Metric
 
 FORMAT = 2
 FILE_NAME = "results.jsonl"
@@ -107,6 +108,7 @@ class RunResult:
         peak_memory: bytes; of the device, or of the process on a CPU; None where not known.
         versions, hardware, commit, time: where and when (UTC).
         more: other numbers of the final epoch that the task reports, by name.
+        judged_by: what the metric is.
     """
 
     arm: str
@@ -127,6 +129,7 @@ class RunResult:
     commit: str | None
     time: str
     more: dict[str, float] = field(default_factory=dict)
+    judged_by: Metric = field(default_factory=Metric)
 
     @property
     def label(self) -> str:
@@ -153,6 +156,7 @@ class RunResult:
             **{
                 **known,
                 "settings": Settings.from_json(entries["settings"]),
+                "judged_by": Metric(**entries.get("judged_by", {})),
                 "cost": Cost(**entries["cost"]),
                 "curves": Curves(**entries["curves"]),
                 "observations": Observations(

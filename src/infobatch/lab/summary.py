@@ -11,7 +11,6 @@ from infobatch.lab.results import RunResult, run_label
 from infobatch.lab.settings import Settings
 from infobatch.lab.stats import PairedDifference, paired_difference, sample_std
 from infobatch.lab.task import Metric
-from infobatch.lab.tasks import metric_of
 
 Runs = dict[int, RunResult]
 """Of one arm at one cost, by seed."""
@@ -96,7 +95,7 @@ class Comparison:
     @property
     def metric(self) -> Metric:
         """What the runs are judged by."""
-        return metric_of(self.settings.task)
+        return self.runs[0].judged_by
 
     @property
     def seeds(self) -> list[int]:
@@ -141,7 +140,7 @@ def _comparison(runs: list[RunResult]) -> Comparison:
             raise LabError(f"{run.label} with seed {run.seed} comes twice: give each file once")
         seeds[run.seed] = run
     settings = runs[0].settings
-    metric = metric_of(settings.task)
+    metric = runs[0].judged_by
     reference = table.get((None, REFERENCE), {})
     rows = [
         _row(found, reference, table.get((cost, FEWER_EPOCHS), {}), metric, settings.margin)
