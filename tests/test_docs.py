@@ -3,7 +3,8 @@
 - `python` blocks of a page run from top to bottom as one program, in an empty folder.
 - Commands in `console`, `bash` and `sh` blocks: `infobatch` commands run, with fewer epochs and
   seeds and a narrower model, and on a few random pictures where the user would bring CIFAR; with
-  `--compile`, which takes minutes, they are only parsed by the real command line. `torchrun` runs
+  `--compile`, which takes minutes, and for tasks whose data or extras are not here, they are only
+  parsed by the real command line: such a task has tests of its own. `torchrun` runs
   a script for two epochs. `make`, `pip install`, `git clone`, `python script.py` are checked
   against the repository. Any other command fails the test.
 - The new side of a `diff` block is valid Python.
@@ -12,6 +13,7 @@
 
 import doctest
 import importlib
+import itertools
 import os
 import pkgutil
 import re
@@ -29,7 +31,10 @@ import pytest
 import typer.main
 
 import infobatch
+from infobatch.lab.arms import choose_arms
 from infobatch.lab.commands import app
+from infobatch.lab.registry import choose
+from infobatch.lab.tasks import all_tasks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +47,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 CARDS = sorted((ROOT / "docs" / "methods").glob("*.md"))  # short: they run in one process
 
+RUNNABLE = ("digits", "cifar10", "cifar100")  # tasks
 SHELLS = ("console", "bash", "sh")
 LANGUAGES = ("python", "diff", "text", *SHELLS)
 # Appended to every documented `infobatch compare`; of an option given twice the last one counts.
@@ -167,7 +173,8 @@ def check_make(arguments: list[str], folder: Path, place: str) -> None:
 
 
 def check_infobatch(arguments: list[str], folder: Path, place: str) -> None:
-    if "--compile" in arguments:
+    task = dict(itertools.pairwise(arguments)).get("--task", "digits")
+    if "--compile" in arguments or task not in RUNNABLE:
         parse_infobatch(arguments, place)
         return
     if "--data-dir" in arguments:
@@ -216,11 +223,17 @@ def parse_infobatch(arguments: list[str], place: str) -> None:
             if name not in subcommands:
                 raise DocsError(f"{place}: there is no `infobatch {name}`")
             command = subcommands[name]
-        command.make_context(name, list(arguments))
+        given = command.make_context(name, list(arguments)).params
+        if name == "compare":
+            task = choose(given["task"], all_tasks(), what="task")
+            pairs = (word.split("=", 1) for word in given["option"] or ())
+            task, _ = task.with_options(dict(pairs))
+            choose(given["model"] or task.model, dict.fromkeys(task.models), what="model")
+            choose_arms((given["arms"] or "full").split(","))
     except DocsError:
         raise
     except Exception as error:  # whatever the parser raises, its message is what the user would see
-        message = getattr(error, "message", "") or repr(error)
+        message = getattr(error, "message", "") or str(error) or repr(error)
         raise DocsError(f"{place}: the command line refuses this: {message}") from error
 
 
