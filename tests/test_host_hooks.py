@@ -77,6 +77,24 @@ def test_the_sampler_is_a_distributed_sampler():
     assert isinstance(InfoBatch(N, 3).sampler, DistributedSampler)
 
 
+def test_the_sampler_tells_its_place_as_any_distributed_sampler_does():
+    """Ignite's auto_dataloader compares it with its own, and fails where it is not told."""
+    alone, of_several = InfoBatch(N, 3).sampler, InfoBatch(N, 3, rank=2, world_size=5).sampler
+    assert (alone.rank, alone.num_replicas) == (0, 1)
+    assert (of_several.rank, of_several.num_replicas) == (2, 5)
+    assert len(of_several) == N // 5
+
+
+def test_losses_of_a_loader_whose_sampler_a_host_has_replaced_are_refused():
+    pruner = InfoBatch(N, 3)
+    given = DataLoader(range(N), BATCH, sampler=pruner.sampler)
+    replaced = DataLoader(given.dataset, BATCH, sampler=DistributedSampler(range(N), 1, 0))
+    with pytest.raises(MisalignedUpdateError, match=r"built with sampler=pruner\.sampler"):
+        for batch in replaced:
+            pruner.update(batch.float())
+    assert pruner.scores.isnan().all()
+
+
 class Resharded(BatchSampler):
     def __init__(self, batches, num_processes=2):
         self.batches, self.num_processes = batches, num_processes

@@ -140,11 +140,13 @@ class DataPruner:
         self.seed = check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, at_least=0)
         self.score_ema = check_fraction("score_ema", score_ema, below_one=True)
-        self.sampler = PlanSampler(self._begin, self._remaining, self._set_epoch, self._has_begun)
+        self._ranks = Ranks(process_group, rank, world_size)
+        self.sampler = PlanSampler(
+            self._begin, self._remaining, self._set_epoch, self._has_begun, self._ranks.world
+        )
         self.budget = budget if budget is None else check_fraction("budget", budget)
         self.sharded = bool(sharded)
         self._check_sharded(sampler)
-        self._ranks = Ranks(process_group, rank, world_size)
         pruned = pruned_epochs(self.num_epochs, self.delta, self.warmup_epochs)
         self._planner = Planner(
             self.num_samples,

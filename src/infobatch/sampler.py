@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from infobatch.distributed import World
 from infobatch.errors import InfoBatchError, MisalignedUpdateError, StateError
 from infobatch.plan import IndexArray
 
@@ -39,6 +40,7 @@ class PlanSampler(DistributedSampler[int]):
         remaining: number of samples that the next iteration hands out.
         set_epoch: checks an epoch that is announced.
         has_begun: whether any loss of the run has come.
+        world: the place of this process among those that share an epoch.
     """
 
     def __init__(
@@ -47,9 +49,10 @@ class PlanSampler(DistributedSampler[int]):
         remaining: Callable[[], int],
         set_epoch: Callable[[int], None],
         has_begun: Callable[[], bool],
+        world: Callable[[], World],
     ) -> None:
         self._begin, self._remaining = begin, remaining
-        self._set_epoch, self._has_begun = set_epoch, has_begun
+        self._set_epoch, self._has_begun, self._world = set_epoch, has_begun, world
         self.batches_at_once = 1
         self.host_counts_epochs = True
 
@@ -59,6 +62,16 @@ class PlanSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return self._remaining()
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """This process's place among those that share an epoch; hosts compare it with theirs."""
+        return self._world().rank
+
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        """How many processes share an epoch."""
+        return self._world().size
 
     def set_epoch(self, epoch: int) -> None:
         """Announce the epoch that is about to run, as loops written for DistributedSampler do.
