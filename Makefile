@@ -48,7 +48,8 @@ test-hosts: .venv-loops/.installed .venv-vision/.installed  ## Run the tests wit
 	.venv-vision/bin/python -m pytest tests/hosts/vision $(PYTEST_ARGS)
 
 # Two environments: where torchvision does not fit torch, its import breaks that of the others.
-LOOPS := lightning pytorch-lightning transformers accelerate trl peft datasets diffusers tensorboard
+LOOPS := lightning pytorch-lightning transformers accelerate trl peft datasets diffusers tensorboard \
+  torchdata 'ray[train]' pytorch-ignite skorch
 VISION := torchvision timm ultralytics tensorboard
 
 .venv-loops/.installed: HOST_PACKAGES = $(LOOPS)
