@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.data.distributed_sampler import RepeatAugSampler
-from timm.data.loader import PrefetchLoader
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
@@ -26,8 +26,7 @@ def prune_loader(loader: Any, pruner: DataPruner) -> Any:
     """Let a loader of `timm.data.create_loader` draw from the pruner.
 
     Args:
-        loader: with or without prefetcher. A `PrefetchLoader` is changed and returned; another is
-            left as it is.
+        loader: with or without prefetcher, distributed or not. It is left as it is.
         pruner: of the loader's data set.
 
     Returns:
@@ -35,17 +34,20 @@ def prune_loader(loader: Any, pruner: DataPruner) -> Any:
 
     Raises:
         ValueError: repeated augmentation or scheduled input sizes, which choose samples
-            themselves; an `IterableDataset`; a data set of another length.
+            themselves; an `IterableDataset`, as NaFlex loaders have; a data set of another length.
     """
-    if isinstance(loader.sampler, RepeatAugSampler):
+    inner = getattr(loader, "loader", loader)  # of a prefetcher
+    if isinstance(inner.sampler, RepeatAugSampler):
         raise ValueError(
             "repeated augmentation (num_aug_repeats) draws every sample several times; leave it "
             "away, or give the pruner a sampler that repeats: InfoBatch(..., sampler=...)"
         )
-    if isinstance(loader, PrefetchLoader):
-        loader.loader = planned_loader(loader.loader, pruner)
-        return loader
-    return planned_loader(loader, pruner)
+    planned = planned_loader(inner, pruner)
+    if inner is loader:
+        return planned
+    prefetched = copy.copy(loader)
+    prefetched.loader = planned
+    return prefetched
 
 
 class PrunedLoss(nn.Module):
@@ -61,11 +63,12 @@ class PrunedLoss(nn.Module):
         pruner: the run's pruner.
 
     Raises:
-        TypeError: a criterion of another kind, which cannot be split into samples.
+        TypeError: a criterion that is no mean over samples, or not known to be one.
     """
 
     def __init__(self, criterion: nn.Module | PerSample, pruner: DataPruner) -> None:
         super().__init__()
+        self.criterion = criterion  # so that .to(device) moves its buffers
         self.per_sample = per_sample_criterion(criterion)
         self.pruner = pruner
 
@@ -83,19 +86,24 @@ def per_sample_criterion(criterion: nn.Module | PerSample) -> PerSample:
         return lambda output, target: F.cross_entropy(
             output, target, reduction="none", label_smoothing=smoothing
         )
-    if isinstance(criterion, (nn.CrossEntropyLoss, BinaryCrossEntropy)):
+    if isinstance(criterion, BinaryCrossEntropy) and (
+        criterion.sum_classes or criterion.reduction == "mean"
+    ):
+        each = copy.copy(criterion)
+        each.reduction, each.sum_classes = "none", False
+        over_classes = torch.sum if criterion.sum_classes else torch.mean
+        return lambda output, target: over_classes(each(output, target), -1)
+    if isinstance(criterion, nn.CrossEntropyLoss) and (
+        criterion.weight is None and criterion.reduction == "mean"
+    ):
         each = copy.copy(criterion)
         each.reduction = "none"
-        if isinstance(criterion, nn.CrossEntropyLoss):
-            return each
-        sums, each.sum_classes = criterion.sum_classes, False
-        return lambda output, target: (
-            each(output, target).sum(-1) if sums else each(output, target).mean(-1)
-        )
+        return each
     if isinstance(criterion, nn.Module):
         raise TypeError(
-            f"{type(criterion).__name__} is not known to be a mean over samples; pass a function "
-            "of output and target that returns one loss per sample, of shape (B,)"
+            f"{criterion!r} is not known to be a mean over samples (class weights and another "
+            "reduction make it none); pass a function of output and target that returns one loss "
+            "per sample, of shape (B,)"
         )
     return criterion
 
@@ -104,7 +112,8 @@ class ProgressUpdates:
     """A scheduler of `timm.scheduler`, built for full epochs, that follows a pruned run.
 
     Only `step_update`, which counts optimizer steps, is changed: whatever count it is given, the
-    schedule stands where the progress of the run is. All else is the scheduler's own.
+    schedule stands where the progress of the run is. All else, such as `step`, which counts
+    epochs, is the scheduler's own.
 
     Args:
         scheduler: of `create_scheduler_v2`.
@@ -119,7 +128,7 @@ class ProgressUpdates:
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """Set the learning rate of the next update."""
         reached = math.floor(self._pruner.progress * self._total + 1e-6)
-        self.scheduler.step_update(min(reached, self._total - 1), metric)
+        self.scheduler.step_update(reached, metric)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.scheduler, name)

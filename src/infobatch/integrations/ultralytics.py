@@ -5,14 +5,16 @@ Source of what it sets right: docs/hosts.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 from ultralytics.utils.torch_utils import unwrap_model
 
 from infobatch.errors import MisalignedUpdateError, StateError
@@ -32,26 +34,36 @@ class PrunedDetectionTrainer(DetectionTrainer):
 
     An image's loss, which is its score too, is its part of the batch's loss: box, class and dfl
     with their gains, gradients kept in all three. The parts add up to the stock loss. A mosaic is
-    credited to the image that was drawn; the others in it were chosen by the data set.
+    credited to the image that was drawn; the others in it were chosen by the data set. The losses
+    that the trainer logs are the weighted ones.
 
     Attributes:
         pruning: settings for `InfoBatch`, beside data set and number of epochs.
         pruner: the run's pruner.
 
     Raises:
-        MisalignedUpdateError: several devices, `rect=True`, or `time=` instead of epochs.
-        StateError: a checkpoint to resume from that was not saved by this trainer.
+        MisalignedUpdateError: another task than detection, several devices, `rect=True`, `time=`
+            instead of epochs, `distill_model=`, or a model with a loss of its own.
+        StateError: a checkpoint to resume from that was not saved by this trainer, or is not the
+            last one.
     """
 
     pruning: ClassVar[Mapping[str, Any]] = {}
     pruner: DataPruner
+    metrics: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for is_set, what, remedy in (
+            (self.args.task != "detect", f"task={self.args.task!r}", "a detection model"),
             (self.world_size > 1, "several devices", "one device"),
             (self.args.rect, "rect=True, which groups images by shape", "rect=False"),
             (self.args.time, "time=, which changes the number of epochs", "epochs="),
+            (
+                getattr(self.args, "distill_model", None),
+                "distill_model=, whose loss is not one per image",
+                "no teacher",
+            ),
         ):
             if is_set:
                 raise MisalignedUpdateError(
@@ -69,10 +81,7 @@ class PrunedDetectionTrainer(DetectionTrainer):
             return loader
         if not hasattr(self, "pruner"):
             self.pruner = InfoBatch(loader.dataset, self.epochs, **self.pruning)
-        # Workers live on between epochs, until mosaic closes: what the stock loader is for.
-        planned: Any = planned_loader(loader, self.pruner, persistent_workers=True)
-        planned.reset = lambda: setattr(planned, "_iterator", None)
-        return planned
+        return _TrainLoader(loader, self.pruner)
 
     def _setup_train(self) -> None:
         super()._setup_train()
@@ -81,11 +90,14 @@ class PrunedDetectionTrainer(DetectionTrainer):
         model.criterion = _PrunedCriterion(criterion, self.pruner, model)
 
     def _do_train(self) -> None:
-        """With a progress bar that knows how long each epoch is."""
+        """With a progress bar that knows how long each epoch is.
+
+        The trainer gives its bar the first epoch's length, and has no hook for another.
+        """
         bar = engine.TQDM
 
         def bar_of_epoch(iterable: Any, **kwargs: Any) -> Any:
-            return bar(iterable, **{**kwargs, "total": len(self.train_loader)})
+            return bar(iterable, **{**kwargs, "total": len(self.train_loader.loader)})
 
         engine.TQDM = bar_of_epoch
         try:
@@ -96,21 +108,19 @@ class PrunedDetectionTrainer(DetectionTrainer):
     def _begin_epoch(self) -> None:
         """Make an epoch again where the trainer does: after NaN, or out of memory."""
         pruner = self.pruner
-        if pruner.is_within_epoch or pruner.epoch != self.epoch:
-            saved = self._at_epoch_start
-            if saved is None or self.epoch + 1 < pruner.epoch:
-                raise StateError(
-                    f"the pruner stands at epoch {pruner.epoch}, the trainer at {self.epoch} (both "
-                    "0-based); start a new run, or resume one that this trainer has saved"
-                )
-            pruner.load_state_dict(saved)
+        if self._at_epoch_start and (pruner.is_within_epoch or pruner.epoch != self.epoch):
+            pruner.load_state_dict(self._at_epoch_start)
         self._at_epoch_start = pruner.state_dict()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write what the run has saved so far into results.csv, beside the metrics."""
-        own = self.pruner.metrics()
-        names = ("infobatch/saved_fraction", "infobatch/kept_fraction")
-        super().save_metrics({**metrics, **{name: own[name] for name in names}})
+        """Write what the run has saved so far into results.csv, and give it to the loggers."""
+        values = self.pruner.metrics()
+        own = {
+            name: values[name] for name in ("infobatch/saved_fraction", "infobatch/kept_fraction")
+        }
+        self.metrics = {**self.metrics, **own}  # where the loggers of on_fit_epoch_end look
+        # Always last: the columns of the file are those of the first epoch.
+        super().save_metrics({**{k: v for k, v in metrics.items() if k not in own}, **own})
 
     def save_model(self) -> Any:
         """The stock checkpoints, and the pruner's state beside them."""
@@ -122,122 +132,137 @@ class PrunedDetectionTrainer(DetectionTrainer):
         super().resume_training(ckpt)
         if ckpt is None or not self.resume:
             return
-        file = Path(str(self.resume if isinstance(self.resume, str) else self.args.model))
-        file = file.with_name(STATE_FILE)
+        file = Path(self.args.resume).with_name(STATE_FILE)
         if not file.exists():
             raise StateError(
                 f"there is no {file}: the run to resume was not trained with "
                 "PrunedDetectionTrainer; resume it with the stock trainer"
             )
         self.pruner.load_state_dict(torch.load(file, weights_only=True))
+        if self.pruner.epoch != self.start_epoch:
+            raise StateError(
+                f"{file} was saved after {self.pruner.epoch} epochs, the checkpoint after "
+                f"{self.start_epoch}; resume from last.pt, to which it belongs"
+            )
+
+
+class _TrainLoader:
+    """A planned loader in the place of Ultralytics' own.
+
+    Its length is that of a full epoch, in which the trainer counts warm-up, and does so too where
+    it resumes in shorter ones. Iterating starts at the first `next`: each epoch the trainer makes
+    an iterator that it does not use, for which workers would load batches.
+    """
+
+    def __init__(self, stock: Any, pruner: DataPruner) -> None:
+        self._batches, self._pruner = len(stock), pruner
+        # Workers live on between epochs, until mosaic closes: what the stock loader is for.
+        self.loader: DataLoader[Any] = planned_loader(stock, pruner, persistent_workers=True)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.loader
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def reset(self) -> None:
+        """Let the workers go; new ones see what has changed in the data set."""
+        self.loader = planned_loader(self.loader, self._pruner)
+
+    close = reset
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
 
 class _PrunedCriterion:
-    """A detection criterion whose images are weighted, and their losses taken in."""
+    """A detection criterion that weights images and takes in the loss of each.
+
+    The batch's loss is linear in its images' weights w, sum_i w_i * l_i, as all terms of an image
+    are divided by what the batch has in common. So l_i is the derivative by w_i: gains, class
+    weights and both heads of an end-to-end model are in it, and at weight 1 the loss is the stock
+    one.
+    """
 
     def __init__(self, criterion: Any, pruner: DataPruner, model: nn.Module) -> None:
         self.criterion, self.pruner, self.model = criterion, pruner, model
-        self.losses: list[Tensor] = []  # of the images, one entry a head
-        self.weights: Tensor | None = None
-        if hasattr(criterion, "one2many"):  # an end-to-end head beside the usual one
-            criterion.one2many = _PerImage(criterion.one2many, self)
-            criterion.one2one = _PerImage(criterion.one2one, self)
-        else:
-            self.criterion = _PerImage(criterion, self)
+        self._weights: Tensor | None = None  # of the images of the batch; (B,)
+        heads: tuple[Any, ...] = (criterion,)
+        if type(criterion) is E2ELoss:
+            heads = (criterion.one2many, criterion.one2one)
+        for head in heads:
+            if type(head) is not v8DetectionLoss:
+                raise MisalignedUpdateError(
+                    "PrunedDetectionTrainer knows how to split Ultralytics' detection loss by "
+                    f"image, and the model's is a {type(head).__name__}; use a detection model"
+                )
+            head.bce = self._weighted_classes(head.bce)
+            head.bbox_loss = self._weighted_boxes(head.bbox_loss)
 
     def __call__(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-        """(3,) weighted loss, and the stock loss items."""
-        self.losses, self.weights = [], None
+        """(3,) weighted loss and its items."""
         if not self.model.training:
             return self.criterion(preds, batch)  # type: ignore[no-any-return]
         images = batch["img"]
-        self.weights = self.pruner.coming_weights(len(images)).to(images.device, torch.float32)
-        result: tuple[Tensor, Any] = self.criterion(preds, batch)
-        factors = (self.criterion.o2m, self.criterion.o2o) if len(self.losses) > 1 else (1.0,)
-        losses = sum(f * own for f, own in zip(factors, self.losses, strict=True))
-        assert isinstance(losses, Tensor)
+        weights = self.pruner.coming_weights(len(images)).to(images.device, torch.float32)
+        self._weights = weights.requires_grad_()
+        try:
+            loss, items = self.criterion(preds, batch)
+        finally:
+            self._weights = None
+        (losses,) = torch.autograd.grad(loss.sum(), weights, retain_graph=True)
         self.pruner.update(losses)
-        return result
+        return loss, items
 
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copy of the model, such as the one that is averaged, makes a stock criterion itself."""
+    def _weighted_classes(self, stock: Any) -> Any:
+        """With a loss (B, anchors, classes) that is weighted by image."""
+
+        def loss(*args: Any) -> Tensor:
+            value: Tensor = stock(*args)
+            return value if self._weights is None else value * self._weights[:, None, None]
+
+        return loss
+
+    def _weighted_boxes(self, stock: Any) -> Any:
+        """With the target scores, by which the stock loss weights anchors, weighted by image.
+
+        It gets the anchors that have a target alone, as those of one image, which costs less.
+        """
+
+        def loss(
+            pred_dist: Tensor,
+            pred_bboxes: Tensor,
+            anchor_points: Tensor,
+            target_bboxes: Tensor,
+            target_scores: Tensor,
+            target_scores_sum: Tensor,
+            fg_mask: Tensor,
+            imgsz: Tensor,
+            stride: Tensor,
+        ) -> Any:
+            if self._weights is None:
+                anchors = (pred_dist, pred_bboxes, anchor_points, target_bboxes, target_scores)
+                return stock(*anchors, target_scores_sum, fg_mask, imgsz, stride)
+            image, anchor = fg_mask.nonzero(as_tuple=True)
+            return stock(
+                pred_dist[image, anchor][None],
+                pred_bboxes[image, anchor][None],
+                anchor_points[anchor],
+                target_bboxes[image, anchor][None],
+                (target_scores[image, anchor] * self._weights[image, None])[None],
+                target_scores_sum,
+                torch.ones_like(image, dtype=torch.bool)[None],
+                imgsz,
+                stride[anchor],
+            )
+
+        return loss
+
+    def __reduce__(self) -> Any:
+        """None: a copy of the model, to be averaged or saved, makes a stock criterion itself."""
+        return type(None), ()
 
     def update(self) -> None:
         """What the trainer calls after an epoch, where the stock criterion has it."""
         if hasattr(self.criterion, "update"):
             self.criterion.update()
-
-
-class _PerImage:
-    """A `v8DetectionLoss` that keeps its three losses apart by image."""
-
-    def __init__(self, stock: Any, owner: _PrunedCriterion) -> None:
-        self.stock, self.owner = stock, owner
-        stock.bce = self.bce = _KeepOutput(stock.bce)
-        stock.bbox_loss = self.bbox = _BoxPerImage(stock.bbox_loss)
-
-    def __call__(self, preds: Any, batch: Any) -> Any:
-        return self.loss(self.stock.parse_output(preds), batch)
-
-    def loss(self, preds: Any, batch: Any) -> Any:
-        """The stock loss, or with the owner's weights: sum_i w_i * (box_i, cls_i, dfl_i)."""
-        total, items = self.stock.loss(preds, batch)
-        box, dfl = self.bbox.parts.unbind(1)
-        assert self.bce.output is not None
-        parts = torch.stack([box, self.bce.output.sum((1, 2)), dfl], dim=1)
-        self.bce.output, self.bbox.parts = None, torch.empty(0, 2)
-        # Gains, batch size and the batch's target score are the same for all images.
-        sums = parts.detach().sum(0)
-        parts = parts * torch.where(sums == 0, 0.0, total.detach() / sums)
-        self.owner.losses.append(parts.detach().sum(1))
-        if self.owner.weights is not None:
-            total = (self.owner.weights[:, None] * parts).sum(0)
-        return total, items
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stock, name)
-
-
-class _KeepOutput(nn.Module):
-    """The classification loss; what it returned, (B, anchors, classes), until it is taken."""
-
-    def __init__(self, stock: nn.Module) -> None:
-        super().__init__()
-        self.stock = stock
-        self.output: Tensor | None = None
-
-    def forward(self, *args: Any) -> Tensor:
-        self.output = self.stock(*args)
-        return self.output
-
-
-class _BoxPerImage(nn.Module):
-    """The box losses, computed image by image; `parts` (B, 2) are those of the last call."""
-
-    def __init__(self, stock: nn.Module) -> None:
-        super().__init__()
-        self.stock = stock
-        self.parts = torch.empty(0, 2)
-
-    def forward(
-        self,
-        pred_dist: Tensor,
-        pred_bboxes: Tensor,
-        anchor_points: Tensor,
-        target_bboxes: Tensor,
-        target_scores: Tensor,
-        target_scores_sum: Tensor,
-        fg_mask: Tensor,
-        imgsz: Tensor,
-        stride: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        losses = [
-            self.stock(
-                *(pred_dist[one], pred_bboxes[one], anchor_points, target_bboxes[one]),
-                *(target_scores[one], target_scores_sum, fg_mask[one], imgsz, stride),
-            )
-            for one in (slice(i, i + 1) for i in range(len(pred_dist)))
-        ]
-        self.parts = torch.stack([torch.stack(pair) for pair in losses])
-        box, dfl = self.parts.sum(0).unbind()
-        return box, dfl

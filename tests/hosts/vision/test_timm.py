@@ -1,129 +1,206 @@
-import numpy as np
+import copy
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from tests.hosts.support import BATCH, EPOCHS, digits
-from timm.data import FastCollateMixup, Mixup, create_loader
+from tests.hosts.support import BATCH, EPOCHS, Run, assert_same, torchrun
+from tests.hosts.vision import timm_run
+from tests.hosts.vision.timm_run import FULL, Pictures, build_net, timm_loader, train
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_naflex_loader
+from timm.data.distributed_sampler import RepeatAugSampler
 from timm.loss import (
     BinaryCrossEntropy,
     JsdCrossEntropy,
     LabelSmoothingCrossEntropy,
     SoftTargetCrossEntropy,
 )
-from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
-from infobatch.integrations.timm import (
-    ProgressUpdates,
-    PrunedLoss,
-    per_sample_criterion,
-    prune_loader,
-)
+from infobatch.errors import EpochError, MisalignedUpdateError
+from infobatch.integrations.timm import PrunedLoss, per_sample_criterion, prune_loader
+
+PRUNE = [{}, {"budget": 0.7}]
 
 
-class Pictures(torch.utils.data.Dataset):
-    """Digits as pictures, in the form that timm's loader wants."""
-
-    def __init__(self):
-        self.data, self.transform = digits(), None
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, index):
-        x, label = self.data[index]
-        grey = np.uint8(x.numpy().reshape(8, 8) * 255)
-        picture = Image.fromarray(np.stack([grey] * 3, axis=-1))
-        return (self.transform(picture) if self.transform else picture), int(label)
-
-
-def timm_loader(*, prefetcher, **settings):
-    return create_loader(
-        Pictures(),
-        (3, 8, 8),
-        BATCH,
-        is_training=True,
-        no_aug=True,
-        use_prefetcher=prefetcher,
-        num_workers=0,
-        device=torch.device("cpu"),
-        persistent_workers=False,
-        **settings,
-    )
-
-
-def build_net():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-
-
-def train(loader, pruner, criterion, mixup=None, epochs=EPOCHS):
-    """The loop of timm's script; steps, learning rates and weights."""
-    model = build_net()
-    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.05)
-    full = len(loader)
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=epochs,
-        step_on_epochs=False,
-        updates_per_epoch=full,
-    )
-    schedule = ProgressUpdates(schedule, pruner, epochs * full)
-    loss_fn, rates, updates = PrunedLoss(criterion, pruner), [], 0
-    for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)
-        for batch in loader:
-            x, y = mixup(*batch) if mixup else batch
-            rates.append(optimizer.param_groups[0]["lr"])
-            loss_fn(model(x), y).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            updates += 1
-            schedule.step_update(updates)
-        schedule.step(epoch + 1, None)
-    pruner.end_epoch()
-    return rates, [p.detach() for p in model.parameters()]
-
-
-@pytest.mark.parametrize("prune", [{}, {"budget": 0.7}])
-def test_the_prefetcher_is_as_a_plain_loader(prune):
-    plain_pruner, pruner = (InfoBatch(500, EPOCHS, **prune) for _ in range(2))
+def plain_run(epochs=EPOCHS, accumulate=1, **prune):
+    """The three lines of the README in a loop of torch alone, with a cosine that ends at 0."""
     unpruned = timm_loader(prefetcher=False)
-    plain = DataLoader(
+    pruner, model = InfoBatch(500, EPOCHS, **prune), build_net()
+    loader = DataLoader(
         unpruned.dataset,
         BATCH,
-        sampler=plain_pruner.sampler,
+        sampler=pruner.sampler,
         drop_last=True,
         collate_fn=unpruned.collate_fn,
     )
-    reference = train(plain, plain_pruner, LabelSmoothingCrossEntropy(0.1))
-    prefetched = prune_loader(timm_loader(prefetcher=True), pruner)
-    run = train(prefetched, pruner, LabelSmoothingCrossEntropy(0.1))
-    assert len(run[0]) == len(reference[0]) < 15 * EPOCHS
-    assert run[0] == pytest.approx(reference[0])
-    assert run[0][-1] < 0.01 * run[0][0]  # to the end of the cosine, although steps are missing
-    # The prefetcher normalises in another order of operations.
-    torch.testing.assert_close(run[1], reference[1], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(pruner.scores, plain_pruner.scores, rtol=1e-3, atol=1e-4)
-    assert pruner.saved_fraction == plain_pruner.saved_fraction > 0.1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    total, rates = EPOCHS * math.ceil(FULL / accumulate), [0.05]
+    for _ in range(epochs):
+        batches = len(loader)
+        for index, (x, y) in enumerate(loader):
+            loss = F.cross_entropy(model(x), y, reduction="none", label_smoothing=0.1)
+            left = batches - index // accumulate * accumulate
+            (pruner.update(loss) / min(accumulate, left)).backward()
+            if (index + 1) % accumulate and index + 1 < batches:
+                continue
+            optimizer.step()
+            optimizer.zero_grad()
+            reached = math.floor(pruner.progress * total + 1e-6)
+            rates.append(0.05 * (1 + math.cos(math.pi * reached / total)) / 2)
+            optimizer.param_groups[0]["lr"] = rates[-1]
+    weights = [p.detach().clone() for p in model.parameters()]
+    history = pruner.history
+    return Run(len(rates) - 1, rates, pruner.scores, history, weights, pruner.saved_fraction)
 
 
-def test_loaders_of_timm():
+def pruned(*, prefetcher=True, workers=0, **prune):
+    pruner = InfoBatch(500, EPOCHS, **prune)
+    return prune_loader(timm_loader(prefetcher=prefetcher, workers=workers), pruner), pruner
+
+
+# The prefetcher normalises in another order of operations, so nothing is exact.
+@pytest.mark.parametrize("prune", PRUNE, ids=str)
+@pytest.mark.parametrize(("prefetcher", "workers"), [(True, 0), (False, 0), (True, 2)])
+def test_a_run_is_that_of_a_plain_loop(prefetcher, workers, prune):
+    run = train(*pruned(prefetcher=prefetcher, workers=workers, **prune))
+    assert_same(run, plain_run(**prune), exact=False)
+    assert run.steps < FULL * EPOCHS
+    assert run.saved > 0.2
+    assert run.rates[-1] == 0.0  # the end of the cosine, although steps are missing
+
+
+def test_scores_after_two_epochs(tmp_path):
+    loader, pruner = pruned()
+    run = train(loader, pruner, save=(1, tmp_path))
+    assert_same(run, plain_run(epochs=2), exact=False)
+
+
+def test_accumulated_gradients():
+    run = train(*pruned(), accumulate=4)
+    assert_same(run, plain_run(accumulate=4), exact=False)
+    assert run.rates[-1] == 0.0
+
+
+def test_without_pruning_a_run_is_that_of_timm_alone():
+    """Also where the schedule ends, and with the order that a DistributedSampler would give."""
+    loader, pruner = pruned(prune_ratio=0.0)
+    run = train(loader, pruner, warmup_epochs=2, warmup_lr=1e-3)
+    stock = stock_rates(EPOCHS * FULL, warmup_epochs=2, warmup_lr=1e-3)
+    assert run.rates == stock
+
+
+def stock_rates(updates, **settings):
+    """timm's scheduler, stepped once an update."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.05)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        num_epochs=EPOCHS,
+        updates_per_epoch=FULL,
+        **{"sched": "cosine", "step_on_epochs": False, **settings},
+    )
+    rates = [optimizer.param_groups[0]["lr"]]
+    for update in range(1, updates + 1):
+        scheduler.step_update(update)
+        if update % FULL == 0:
+            scheduler.step(update // FULL)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sched": "cosine", "warmup_epochs": 2, "warmup_lr": 1e-3, "min_lr": 1e-4},
+        {"sched": "cosine", "warmup_epochs": 2, "warmup_lr": 1e-3, "warmup_prefix": True},
+        {"sched": "step", "decay_epochs": 3, "decay_rate": 0.5},
+        {"sched": "poly", "warmup_epochs": 1, "warmup_lr": 1e-3},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_schedules_stand_at_each_epochs_end_where_a_full_run_would(settings, by_epoch):
+    epochs = EPOCHS + 2 * settings.get("warmup_prefix", False)
+    pruner = InfoBatch(500, epochs, budget=0.7)
+    loader = prune_loader(timm_loader(prefetcher=True), pruner)
+    run = train(loader, pruner, step_on_epochs=by_epoch, **settings)
+    stock = stock_rates(epochs * FULL, step_on_epochs=by_epoch, **settings)
+    ends = [0]
+    for record in pruner.history:
+        ends.append(ends[-1] + record.kept // BATCH)
+    assert len(ends) == epochs + 1
+    assert [run.rates[end] for end in ends] == stock[::FULL]
+    assert run.saved > 0.25
+
+
+def test_resume_from_timms_checkpoint_is_as_never_having_stopped(tmp_path):
+    whole = train(*pruned())
+    broken = train(*pruned(), save=(3, tmp_path))
+    resumed = train(*pruned(), resume=tmp_path)
+    resumed.steps += broken.steps
+    resumed.rates = broken.rates[:-1] + resumed.rates
+    assert_same(resumed, whole)
+
+    loader, pruner = pruned()
+    torch.save(pruner.state_dict(), tmp_path / "infobatch.pt")  # of another checkpoint
+    with pytest.raises(EpochError, match=r"set_epoch\(4\)"):
+        train(loader, pruner, resume=tmp_path)
+
+
+def test_two_processes_are_one_with_the_double_batch(tmp_path):
+    torchrun(timm_run.__file__, 2, tmp_path)
+    reference = plain_run()
+    for rank in range(2):
+        run, broken, resumed = (
+            torch.load(tmp_path / f"{part}{rank}.pt", weights_only=False)
+            for part in ("", "broken-", "resumed-")
+        )
+        assert_same(run, reference, exact=False)
+        resumed.steps += broken.steps
+        resumed.rates = broken.rates[:-1] + resumed.rates
+        assert_same(resumed, run)
+
+
+def test_the_given_loader_is_left_as_it_is():
     pruner = InfoBatch(500, EPOCHS)
     for prefetcher in (False, True):
-        loader = prune_loader(
-            timm_loader(prefetcher=prefetcher, use_multi_epochs_loader=True), pruner
-        )
+        given = timm_loader(prefetcher=prefetcher, use_multi_epochs_loader=True)
+        sampler = given.sampler
+        loader = prune_loader(given, pruner)
         assert loader.sampler is pruner.sampler
-        assert len(loader) == 500 // BATCH
-    with pytest.raises(ValueError, match="ScheduledBatchSampler"):
-        prune_loader(timm_loader(prefetcher=False, input_size_choices=[8, 16]), pruner)
+        assert len(loader) == FULL
+        assert given.sampler is sampler
+        assert len(list(given)) == FULL
+
+
+def test_loaders_that_choose_samples_themselves_are_refused():
+    pruner = InfoBatch(500, EPOCHS)
+    for prefetcher in (False, True):
+        loader = timm_loader(prefetcher=prefetcher, input_size_choices=[8, 16])
+        with pytest.raises(ValueError, match="ScheduledBatchSampler"):
+            prune_loader(loader, pruner)
+    data = Pictures()
+    repeated = DataLoader(data, BATCH, sampler=RepeatAugSampler(data, num_replicas=1, rank=0))
+    with pytest.raises(ValueError, match="num_aug_repeats"):
+        prune_loader(repeated, pruner)
+    sizes = {"patch_size": 4, "train_seq_lens": [4], "max_seq_len": 4}
+    naflex = create_naflex_loader(
+        data, batch_size=BATCH, is_training=True, num_workers=0, device=torch.device("cpu"), **sizes
+    )
+    with pytest.raises(ValueError, match="IterableDataset"):
+        prune_loader(naflex, pruner)
     with pytest.raises(ValueError, match="500 samples, the pruner was built for 400"):
         prune_loader(timm_loader(prefetcher=False), InfoBatch(400, EPOCHS))
+
+
+def test_augmentation_splits_are_refused_at_the_first_batch():
+    data = AugMixDataset(Pictures(), num_splits=3)
+    pruner = InfoBatch(500, EPOCHS)
+    loader = timm_loader(prefetcher=True, dataset=data, num_aug_splits=3, no_aug=False)
+    with pytest.raises(MisalignedUpdateError, match=f"update got {3 * BATCH} losses"):
+        train(prune_loader(loader, pruner), pruner)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +211,7 @@ def test_loaders_of_timm():
         (BinaryCrossEntropy(0.1), False),
         (BinaryCrossEntropy(0.1, target_threshold=0.2), True),
         (BinaryCrossEntropy(0.0, sum_classes=True), True),
+        (BinaryCrossEntropy(0.1, pos_weight=torch.linspace(0.5, 2, 10)), False),
         (torch.nn.CrossEntropyLoss(label_smoothing=0.1), False),
     ],
     ids=lambda c: type(c).__name__,
@@ -143,15 +221,31 @@ def test_criteria_per_sample_have_the_mean_of_the_criterion(criterion, soft):
     target = torch.randn(16, 10).softmax(1) if soft else torch.randint(0, 10, (16,))
     each = per_sample_criterion(criterion)(output, target)
     assert each.shape == (16,)
+    double = copy.deepcopy(PrunedLoss(criterion, InfoBatch(16, 2))).double()
+    in_double = double.per_sample(output.double(), target.double() if soft else target)
+    torch.testing.assert_close(in_double, each.double(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(each.mean(), criterion(output, target))
     alone = torch.stack([criterion(output[i : i + 1], target[i : i + 1]) for i in range(16)])
     torch.testing.assert_close(each, alone)
 
 
-def test_a_criterion_that_does_not_split_is_refused_and_a_function_is_taken():
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        JsdCrossEntropy(num_splits=3),
+        torch.nn.CrossEntropyLoss(weight=torch.rand(10)),
+        torch.nn.CrossEntropyLoss(reduction="sum"),
+        BinaryCrossEntropy(reduction="sum"),
+    ],
+    ids=str,
+)
+def test_a_criterion_that_is_no_mean_over_samples_is_refused(criterion):
+    with pytest.raises(TypeError, match=rf"(?s){type(criterion).__name__}.*not.* mean over samples"):
+        PrunedLoss(criterion, InfoBatch(500, 2))
+
+
+def test_a_function_of_ones_own_is_taken():
     pruner = InfoBatch(500, 2)
-    with pytest.raises(TypeError, match="JsdCrossEntropy"):
-        PrunedLoss(JsdCrossEntropy(num_splits=3), pruner)
     loss_fn = PrunedLoss(
         lambda output, target: F.mse_loss(output, target, reduction="none"), pruner
     )
@@ -171,9 +265,13 @@ def test_mixed_samples_are_scored_by_their_own_mixture(prefetcher):
     else:
         mixup = Mixup(**settings)
     loader = prune_loader(timm_loader(prefetcher=prefetcher, collate_fn=collate), pruner)
-    train(loader, pruner, SoftTargetCrossEntropy(), mixup)
+    run = train(loader, pruner, SoftTargetCrossEntropy(), mixup=mixup)
     assert pruner.epoch == EPOCHS
-    assert 0.05 < pruner.saved_fraction < 0.5
+    assert 0.05 < run.saved < 0.5
+    if prefetcher:
+        loader.mixup_enabled = False  # as of --mixup-off-epoch
+        assert not collate.mixup_enabled
+        collate.mixup_enabled = True
 
     pruner, model = InfoBatch(500, EPOCHS), build_net()
     loader = prune_loader(timm_loader(prefetcher=prefetcher, collate_fn=collate), pruner)
