@@ -7,7 +7,7 @@
   parsed by the real command line: such a task has tests of its own. `torchrun` runs
   a script for two epochs. `make`, `pip install`, `git clone`, `python script.py` are checked
   against the repository. Any other command fails the test.
-- The new side of a `diff` block is valid Python.
+- The new side of a `diff` block, or of each of its hunks, is valid Python.
 - `text` blocks are left alone; any other language fails the test.
 """
 
@@ -125,15 +125,16 @@ def run_python(page: Path, folder: Path) -> None:
 
 
 def check_diff(block: Block) -> None:
-    new_side = [
-        line[1:]
-        for line in block.text.splitlines()
-        if not line.startswith(("-", "@@", "+++", "\\"))
-    ]
-    try:
-        compile(textwrap.dedent("\n".join(new_side)), block.place, "exec")
-    except SyntaxError as error:
-        raise DocsError(f"{block.place}: the new side of the diff is not Python: {error}") from None
+    for hunk in re.split(r"^@@.*$", block.text, flags=re.MULTILINE):
+        new_side = [
+            line[1:] for line in hunk.splitlines() if not line.startswith(("-", "+++", "\\"))
+        ]
+        try:
+            compile(textwrap.dedent("\n".join(new_side)), block.place, "exec")
+        except SyntaxError as error:
+            raise DocsError(
+                f"{block.place}: the new side of the diff is not Python: {error}"
+            ) from None
 
 
 # --- commands -------------------------------------------------------------------------------------

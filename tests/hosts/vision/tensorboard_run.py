@@ -10,7 +10,7 @@ if __name__ == "__main__":
     from infobatch.integrations.ultralytics import PrunedDetectionTrainer
 
     class Trainer(PrunedDetectionTrainer):
-        pruning: ClassVar = {"budget": 0.8, "delta": 0.7}
+        pruning: ClassVar = {"budget": 0.8}
 
     settings.update({"tensorboard": True})
     data, folder = sys.argv[1:]

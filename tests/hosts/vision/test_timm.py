@@ -240,7 +240,9 @@ def test_criteria_per_sample_have_the_mean_of_the_criterion(criterion, soft):
     ids=str,
 )
 def test_a_criterion_that_is_no_mean_over_samples_is_refused(criterion):
-    with pytest.raises(TypeError, match=rf"(?s){type(criterion).__name__}.*not.* mean over samples"):
+    with pytest.raises(
+        TypeError, match=rf"(?s){type(criterion).__name__}.*not.* mean over samples"
+    ):
         PrunedLoss(criterion, InfoBatch(500, 2))
 
 

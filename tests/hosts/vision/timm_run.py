@@ -72,7 +72,7 @@ def train(
     """The loop of timm's script.
 
     Args:
-        save: (epoch, folder): after which epoch to save, and to stop there.
+        save: (epoch, folder): after which epoch to stop, and where to save it, or None.
         resume: folder of what was saved.
 
     Returns:
@@ -112,8 +112,10 @@ def train(
                 scheduler.step_update(updates)
         scheduler.step(epoch + 1, None)
         if save and epoch == save[0]:
-            CheckpointSaver(model, optimizer, checkpoint_dir=str(save[1])).save_checkpoint(epoch)
-            torch.save(pruner.state_dict(), f"{save[1]}/infobatch.pt")
+            if save[1]:
+                saver = CheckpointSaver(model, optimizer, checkpoint_dir=str(save[1]))
+                saver.save_checkpoint(epoch)
+                torch.save(pruner.state_dict(), f"{save[1]}/infobatch.pt")
             break
     weights = [p.detach().clone() for p in model.parameters()]
     steps, rates = len(rates), [*rates, optimizer.param_groups[0]["lr"]]
@@ -132,8 +134,9 @@ if __name__ == "__main__":
     pruner = InfoBatch(500, EPOCHS)
     torch.save(train(loader_for(pruner), pruner), f"{folder}/{rank}.pt")
     pruner = InfoBatch(500, EPOCHS)
-    own = f"{folder}/saved-{rank}"
-    torch.save(train(loader_for(pruner), pruner, save=(3, own)), f"{folder}/broken-{rank}.pt")
+    save = (3, folder if rank == 0 else None)
+    torch.save(train(loader_for(pruner), pruner, save=save), f"{folder}/broken-{rank}.pt")
+    torch.distributed.barrier()
     pruner = InfoBatch(500, EPOCHS)
-    torch.save(train(loader_for(pruner), pruner, resume=own), f"{folder}/resumed-{rank}.pt")
+    torch.save(train(loader_for(pruner), pruner, resume=folder), f"{folder}/resumed-{rank}.pt")
     torch.distributed.destroy_process_group()
