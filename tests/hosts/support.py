@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -101,9 +102,53 @@ def plain_run(
 
 def torchrun(script, processes, *arguments):
     """Run a script in several processes, as a user would; its output, or an AssertionError."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), str(script), *map(str, arguments)]
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    return _run(["-m", *launcher, script, *arguments])
+
+
+def run_example(name, folder, *arguments, launcher=(), path=()):
+    """Run a script of examples/ in a folder, as a user would; what it says at its end.
+
+    Args:
+        launcher: arguments for Python that go before the script.
+        path: further folders to import from.
+
+    Returns:
+        an End.
+    """
+    output = _run([*launcher, ROOT / "examples" / name, *arguments], folder, path)
+    end = _END.search(output)
+    assert end, output[-4000:]
+    percent, total, used, _, metric = (float(number.replace(",", "")) for number in end.groups())
+    assert percent == pytest.approx(100 * (1 - used / total), abs=0.0501)  # it has one decimal
+    return End(percent / 100, int(total), metric)
+
+
+# What an example ends with: the pruner's summary of a whole run, and a metric of unseen data.
+_END = re.compile(
+    r"^([\d.]+)% of ([\d,]+) sample passes saved \(([\d,]+) used\) in (\d+) of \4 epochs\n"
+    r"test [a-zA-Z0-9 ]+? ([\d.]+).*\n\Z",
+    re.MULTILINE,
+)
+
+
+@dataclass
+class End:
+    """The last two lines of an example.
+
+    Attributes:
+        saved: part of the sample passes.
+        passes: of the full run.
+        metric: of unseen data.
+    """
+
+    saved: float
+    passes: int
+    metric: float
+
+
+def _run(arguments, folder=None, path=()):
+    paths = [*map(str, path), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -111,7 +156,13 @@ def torchrun(script, processes, *arguments):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
     return done.stdout
