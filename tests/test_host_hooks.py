@@ -16,9 +16,9 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from infobatch import InfoBatch
-from infobatch.errors import EpochError, MisalignedUpdateError
+from infobatch.errors import DistributedError, EpochError, MisalignedUpdateError, StateError
 from infobatch.loaders import planned_loader
-from infobatch.schedule import ProgressScheduler
+from infobatch.schedule import ProgressScheduler, counts_steps
 
 N, BATCH = 100, 8
 
@@ -219,3 +219,23 @@ def test_the_schedule_shows_its_optimizer():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)
     assert ProgressScheduler(one_cycle, InfoBatch(N, 2)).optimizer is optimizer
+
+
+def test_what_does_not_fit_a_host_is_refused():
+    pruner = InfoBatch(N, 3)
+    pruner.check_host(num_epochs=3.0, place=(0, 1))
+    with pytest.raises(EpochError, match="num_epochs=3, .* got 4"):
+        pruner.check_host(num_epochs=4)
+    with pytest.raises(DistributedError, match="rank 1 of 2, the pruner that of rank 0 of 1"):
+        pruner.check_host(place=(1, 2))
+    InfoBatch(N, 3, rank=1, world_size=2).check_host(place=(1, 2))
+    with pytest.raises(StateError, match="sharded=False"):
+        InfoBatch(N, 3, sharded=True).check_host()
+
+
+def test_which_schedulers_have_to_follow_progress():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    counting = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5)
+    assert counts_steps(counting)
+    assert not counts_steps(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer))
+    assert not counts_steps(ProgressScheduler(counting, InfoBatch(N, 3)))

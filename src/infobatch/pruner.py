@@ -783,6 +783,38 @@ class DataPruner:
         }
         return {f"infobatch/{name}": v for name, v in values.items() if math.isfinite(v)}
 
+    def check_host(
+        self, *, num_epochs: float | None = None, place: tuple[int, int] | None = None
+    ) -> None:
+        """Check that the run of a host with epochs and checkpoints of its own can be this one.
+
+        Args:
+            num_epochs: of the host's run, if it has such a number.
+            place: (rank, world size) for which the host would shard data, once it knows.
+
+        Raises:
+            EpochError: the number of epochs is not that of the pruner.
+            DistributedError: the pruner's place is another, such as under tensor parallelism.
+            StateError: `sharded=True`: hosts save the state of one process.
+        """
+        if num_epochs is not None and num_epochs != self.num_epochs:
+            raise EpochError(
+                f"the host's number of epochs must be the pruner's num_epochs={self.num_epochs}, "
+                f"as the last part of the run is annealed, got {num_epochs:g}"
+            )
+        world = self._ranks.world()
+        if place is not None and place != (world.rank, world.size):
+            raise DistributedError(
+                f"the host gives this process the data of rank {place[0]} of {place[1]}, the "
+                f"pruner that of rank {world.rank} of {world.size}; build the pruner with "
+                f"process_group= of the data-parallel ranks, or with rank= and world_size="
+            )
+        if self.sharded:
+            raise StateError(
+                "sharded=True gives each rank a state of its own, of which this host's checkpoints "
+                "would have one; use sharded=False, or a loop of your own that saves them all"
+            )
+
     def coming_divisor(self, count: int) -> float:
         """What `update` will divide the sum of the next weighted losses by under "mean".
 

@@ -119,6 +119,15 @@ class HasProgress(Protocol):
         ...
 
 
+def counts_steps(scheduler: object) -> bool:
+    """Whether a scheduler counts steps, so that it has to follow progress in a pruned run.
+
+    True for torch's, but for ReduceLROnPlateau, which waits for a metric; False for what follows
+    progress already.
+    """
+    return isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau)
+
+
 class ProgressScheduler:
     """Lets a per-step LR scheduler built for full epochs follow a pruned run.
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -66,7 +67,14 @@ def assert_same(run, reference, *, exact=True):
 
 
 def plain_run(
-    *, epochs=EPOCHS, batch=BATCH, accumulate=1, mean_of_rest=False, limit=None, **settings
+    *,
+    epochs=EPOCHS,
+    batch=BATCH,
+    accumulate=1,
+    mean_of_rest=False,
+    limit=None,
+    clip=None,
+    **settings,
 ):
     """The loop of the README with a one-cycle schedule, gradients summed over `accumulate`.
 
@@ -81,6 +89,7 @@ def plain_run(
     batches = batches if limit is None else int(batches * limit)
     total = epochs * math.ceil(batches / accumulate)
     scheduler = ProgressScheduler(OneCycleLR(optimizer, 0.2, total_steps=total), pruner)
+    clips = {"norm": clip_grad_norm_, "value": clip_grad_value_}
     rates = []
     for _ in range(epochs):
         in_epoch = len(loader) if limit is None else int(len(loader) * limit)
@@ -91,6 +100,8 @@ def plain_run(
             rest = index >= in_epoch - in_epoch % accumulate
             (loss / (in_epoch % accumulate if rest and mean_of_rest else accumulate)).backward()
             if (index + 1) % accumulate == 0 or index + 1 == in_epoch:
+                if clip is not None:
+                    clips[clip](model.parameters(), 0.05)
                 rates.append(optimizer.param_groups[0]["lr"])
                 optimizer.step()
                 optimizer.zero_grad()

@@ -7,7 +7,7 @@ from typing import Any
 
 from infobatch.errors import EpochError, MisalignedUpdateError, StateError
 from infobatch.pruner import DataPruner
-from infobatch.schedule import ProgressScheduler
+from infobatch.schedule import ProgressScheduler, counts_steps
 
 
 class PruningHooks:
@@ -24,8 +24,11 @@ class PruningHooks:
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Hand the pruner to the module and take the first place among the callbacks."""
+        self._saved = None  # of an evaluation's checkpoint
         if stage != "fit":
             return
+        self._check_run(trainer)
+        self.pruner.sampler.host_counts_epochs = False  # compared once, in on_train_start
         pl_module.pruner = self.pruner
         trainer.callbacks.remove(self)
         trainer.callbacks.insert(0, self)  # so that progress bars read the lengths set here
@@ -36,9 +39,8 @@ class PruningHooks:
         In this order, and after the module has built its schedulers: `estimated_stepping_batches`
         has then been that of a full run, in a resumed run too.
         """
-        self._check_run(trainer)
         for config in trainer.lr_scheduler_configs:
-            if config.interval == "step" and not config.reduce_on_plateau:
+            if config.interval == "step" and counts_steps(config.scheduler):
                 steps = getattr(config.scheduler, "total_steps", None)
                 if steps is None:
                     steps = max(1, int(trainer.estimated_stepping_batches) // config.frequency)
@@ -56,40 +58,59 @@ class PruningHooks:
                 "nothing to prune, and it replaces the sampler; leave InfoBatchCallback and "
                 "pruner.update away while you use it"
             )
-        if trainer.max_epochs != pruner.num_epochs and not trainer.fast_dev_run:
+        if trainer.fast_dev_run:
+            return
+        if trainer.max_steps != -1:
             raise EpochError(
-                f"Trainer(max_epochs={trainer.max_epochs}) must be the pruner's "
-                f"num_epochs={pruner.num_epochs}, as the last part of the run is annealed"
+                "pruned epochs have fewer steps, and the last ones are annealed, so the run must "
+                f"be measured in epochs, got max_steps={trainer.max_steps}; set max_epochs alone"
             )
+        pruner.check_host(num_epochs=trainer.max_epochs)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check that the trainer draws from this pruner's sampler and stands at its epoch."""
-        loop = trainer.fit_loop
-        loaders = loop._combined_loader.flattened
+        """Check that the trainer draws the pruner's share and stands at its epoch."""
+        ranks = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+        self.pruner.check_host(place=(ranks["rank"], ranks["num_replicas"]) if ranks else (0, 1))
+        self._check_loaders(trainer.fit_loop._combined_loader)
+        state, self._saved = self._saved, None
+        if state is not None:  # again, for strategies that restore after on_fit_start
+            self.pruner.load_state_dict(state)
+        epochs_ahead = trainer.current_epoch - self.pruner.epoch
+        if state is not None and epochs_ahead == 1 and self.pruner.is_within_epoch:
+            self.pruner.end_epoch()  # saved with the last batch that limit_train_batches allows
+            epochs_ahead = 0
+        is_to_close = state is not None and epochs_ahead == -1 and not self.pruner.is_within_epoch
+        if epochs_ahead and not is_to_close:
+            raise StateError(
+                f"the pruner stands at epoch {self.pruner.epoch}, the trainer at epoch "
+                f"{trainer.current_epoch} (0-based). Build a new pruner for a new run; to resume, "
+                "the checkpoint must have been saved with this callback"
+            )
+        if state is None:
+            self._set_lengths(trainer)
+        else:
+            self._resume(trainer, is_to_close=is_to_close)
+
+    def _check_loaders(self, combined: Any) -> None:
+        loaders = combined.flattened
         if all(getattr(loader, "sampler", None) is not self.pruner.sampler for loader in loaders):
             raise MisalignedUpdateError(
                 "no train dataloader has this pruner's sampler; build it with "
                 "DataLoader(train_set, ..., sampler=pruner.sampler)"
             )
-        if len(loaders) > 1 and loop._combined_loader._mode == "max_size_cycle":
+        if len(loaders) > 1 and combined._mode == "max_size_cycle":
             raise MisalignedUpdateError(
                 "beside other train dataloaders, the pruned one would be iterated several times in "
                 'an epoch; wrap them in CombinedLoader({...}, mode="min_size") or "max_size"'
             )
-        if self.pruner.epoch != trainer.current_epoch:
-            where = f"the pruner stands at epoch {self.pruner.epoch}, the trainer at epoch"
-            raise StateError(
-                f"{where} {trainer.current_epoch} (0-based). Build a new pruner for a new run; to "
-                "resume, the checkpoint must have been saved with this callback"
-            )
-        self._resume(trainer)
 
-    def _resume(self, trainer: Any) -> None:
-        """Start the loader anew where a checkpoint says; the trainer counts from the epoch on."""
-        if self._saved is None:
-            self._set_lengths(trainer)
-            return
-        self._saved = None
+    def _resume(self, trainer: Any, *, is_to_close: bool) -> None:
+        """Start the loader anew where a checkpoint says; the trainer counts from the epoch on.
+
+        A checkpoint made with the last batch of an epoch has all of its losses, but the trainer
+        has not closed it. It does so when it finds that so many batches are what the epoch has:
+        as the epoch that it stands at, after validation, or else before it starts the next.
+        """
         loop = trainer.fit_loop
         done = int(loop.epoch_loop.batch_progress.current.ready)
         within = self.pruner.is_within_epoch
@@ -97,7 +118,9 @@ class PruningHooks:
         loop._data_fetcher.setup(loop._combined_loader)
         iter(loop._data_fetcher)  # it may have read ahead before the state was loaded
         loop._data_fetcher.length = loop.max_batches
-        if not within and done:  # saved with the last batch of an epoch, which has to be closed
+        if is_to_close:
+            self._set_max_batches(trainer, done)
+        elif not within and done:
             self._after_reset, loop.max_batches = loop.max_batches, done
 
     # ------------------------------------------------------------------ epochs
@@ -128,9 +151,13 @@ class PruningHooks:
             for length in whole
         ]
         shorter = combined._mode == "min_size"
-        loop.max_batches = min(combined.limits) if shorter else max(combined.limits)
-        if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch is not None:
-            trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))
+        self._set_max_batches(trainer, (min if shorter else max)(combined.limits))
+
+    def _set_max_batches(self, trainer: Any, batches: int) -> None:
+        trainer.fit_loop.max_batches = batches
+        by_time = trainer.val_check_batch is None
+        if not by_time and isinstance(trainer.val_check_interval, float):
+            trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -10,11 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from accelerate.scheduler import AcceleratedScheduler
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from infobatch.errors import MisalignedUpdateError
 from infobatch.pruner import DataPruner
-from infobatch.schedule import ProgressScheduler
+from infobatch.schedule import ProgressScheduler, counts_steps
 
 
 def prepare(accelerator: Accelerator, pruner: DataPruner, *objects: Any) -> Any:
@@ -42,8 +41,10 @@ def prepare(accelerator: Accelerator, pruner: DataPruner, *objects: Any) -> Any:
     Raises:
         MisalignedUpdateError: no loader has the pruner's sampler, or batches are dispatched
             from the main process.
+        DistributedError, StateError: the pruner is for other ranks, or sharded.
         ValueError: a scheduler does not say for how many steps it was built.
     """
+    pruner.check_host()
     others = [item for item in objects if not _is_scheduler(item)]
     done = accelerator.prepare(*others)
     prepared = iter([done] if len(others) == 1 else done)
@@ -59,7 +60,7 @@ def prepare(accelerator: Accelerator, pruner: DataPruner, *objects: Any) -> Any:
             "DataLoader(train_set, ..., sampler=pruner.sampler) and pass it to prepare"
         )
     for loader in ours:
-        keep_shares(loader)
+        keep_shares(loader, pruner)
     pruner.sampler.host_counts_epochs = False  # its loaders call set_epoch with their own count
     optimizers = [item for item in results if hasattr(item, "step_was_skipped")]
     for place, item in enumerate(objects):
@@ -71,13 +72,15 @@ def prepare(accelerator: Accelerator, pruner: DataPruner, *objects: Any) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def keep_shares(loader: Any) -> None:
+def keep_shares(loader: Any, pruner: DataPruner) -> None:
     """Let a loader that Accelerate has prepared give each process the pruner's share of it.
 
     Args:
-        loader: what `accelerator.prepare` has made of a loader with a pruner's sampler.
+        loader: what `accelerator.prepare` has made of a loader with the pruner's sampler.
+        pruner: the run's pruner.
 
     Raises:
+        DistributedError: Accelerate would shard the data for other ranks than the pruner does.
         MisalignedUpdateError: it dispatches batches from the main process.
     """
     if isinstance(loader, DataLoaderDispatcher):
@@ -86,7 +89,9 @@ def keep_shares(loader: Any) -> None:
             "tell whose losses they have; use DataLoaderConfiguration(dispatch_batches=False)"
         )
     shard = loader.batch_sampler
-    if isinstance(shard, BatchSamplerShard):
+    is_sharded = isinstance(shard, BatchSamplerShard)
+    pruner.check_host(place=(shard.process_index, shard.num_processes) if is_sharded else (0, 1))
+    if is_sharded:
         if shard.split_batches:  # the loader's batch size is that of all processes together
             shard.batch_sampler.batch_size //= shard.num_processes
             shard.batch_size, shard.split_batches = shard.batch_sampler.batch_size, False
@@ -96,8 +101,7 @@ def keep_shares(loader: Any) -> None:
 
 
 def _is_scheduler(item: Any) -> bool:
-    is_torch = isinstance(item, LRScheduler) and not isinstance(item, ReduceLROnPlateau)
-    return is_torch or isinstance(item, ProgressScheduler)
+    return counts_steps(item) or isinstance(item, ProgressScheduler)
 
 
 class _Following(AcceleratedScheduler):

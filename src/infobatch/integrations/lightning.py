@@ -33,7 +33,7 @@ class InfoBatchCallback(PruningHooks, pl.Callback):
 
     Raises:
         TypeError: not a pruner.
-        EpochError, MisalignedUpdateError, StateError, ValueError: in `fit`: the trainer's
-            `max_epochs`, its train dataloader, its checkpoint or `overfit_batches` do not go with
-            the pruner.
+        DistributedError, EpochError, MisalignedUpdateError, StateError, ValueError: in `fit`: the
+            trainer's ranks, its `max_epochs` or `max_steps`, its train dataloader, its checkpoint
+            or `overfit_batches` do not go with the pruner.
     """

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import Trainer, TrainerCallback
 
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
 from infobatch.integrations.accelerate import keep_shares
 from infobatch.pruner import DataPruner, InfoBatch
-from infobatch.schedule import ProgressScheduler
+from infobatch.schedule import ProgressScheduler, counts_steps
 
 _Base: Any = Trainer if TYPE_CHECKING else object
 
 STATE_FILE = "infobatch.pt"
 _IGNORED = -100  # the label of tokens that do not count, throughout transformers
+_CLOSE = 0.01  # of the stock loss: what rounding in half precision may amount to
 
 
 class InfoBatchMixin(_Base):
@@ -97,11 +97,7 @@ class InfoBatchMixin(_Base):
             )
 
     def _check_pruner(self) -> None:
-        if self.pruner.num_epochs != self.args.num_train_epochs:
-            raise EpochError(
-                f"TrainingArguments(num_train_epochs={self.args.num_train_epochs:g}) must be the "
-                f"pruner's num_epochs={self.pruner.num_epochs}"
-            )
+        self.pruner.check_host(num_epochs=self.args.num_train_epochs)
         if self.pruner.num_samples != len(self.train_dataset):
             raise ValueError(
                 f"the trainer trains on {len(self.train_dataset)} samples, the pruner was built "
@@ -119,17 +115,21 @@ class InfoBatchMixin(_Base):
         """The trainer's loader, with the pruner's shares for each process."""
         self.pruner.sampler.batches_at_once = self.args.gradient_accumulation_steps
         loader = super().get_train_dataloader()
-        keep_shares(loader)
+        keep_shares(loader, self.pruner)
         return loader
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         """Count the tokens of the samples that count; padding of a distributed run does not."""
-        sizes = [_size_of(batch) for batch in batch_samples]
-        weights = self.pruner.coming_weights(sum(sizes))
-        for batch, own in zip(batch_samples, weights.split(sizes), strict=True):
-            if "labels" in batch and _can_mask(batch["labels"], own):
-                batch["labels"][(own == 0).to(batch["labels"].device)] = _IGNORED
-        return super()._get_num_items_in_batch(batch_samples, device)
+        if "labels" not in batch_samples[0]:
+            raise LossError(
+                f"a sample's loss is found by its labels, but a batch has {list(batch_samples[0])} "
+                'only; have the data set or the collator give them as "labels"'
+            )
+        sizes = [len(batch["labels"]) for batch in batch_samples]
+        weights = self.pruner.coming_weights(sum(sizes)).split(sizes)
+        counted = [_without_padding(*pair) for pair in zip(batch_samples, weights, strict=True)]
+        items = super()._get_num_items_in_batch(counted, device)
+        return items.clamp(min=1) if isinstance(items, Tensor) else items
 
     # ------------------------------------------------------------------ epochs
 
@@ -142,17 +142,30 @@ class InfoBatchMixin(_Base):
             )
         return super().set_initial_training_values(args, dataloader)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         """Where the run stands: what the pruner says, as epochs are not equally long."""
-        start = super()._init_training_state(*args, **kwargs)
-        checkpoint = args[3] if len(args) > 3 else kwargs.get("resume_from_checkpoint")
-        if checkpoint is None:
-            return cast(tuple[int, int], start)
-        file = Path(checkpoint) / STATE_FILE
+        if trial is not None:
+            raise StateError(
+                "hyperparameter_search trains one trainer several times, but a pruner is of one "
+                "run; build a trainer in each trial of a search of your own"
+            )
+        super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None:
+            return 0, 0
+        file = Path(resume_from_checkpoint) / STATE_FILE
         if not file.exists():
             raise StateError(
-                f"{checkpoint} has no {STATE_FILE}, so it was not saved by a trainer with a "
-                "pruner; resume it with that trainer, or start anew from its model"
+                f"{resume_from_checkpoint} has no {STATE_FILE}, so it was not saved by a trainer "
+                "with a pruner; resume it with that trainer, or start anew from its model"
             )
         self.pruner.load_state_dict(torch.load(file, weights_only=True))
         return self.pruner.epoch, 0  # the sampler itself goes on within the epoch
@@ -170,10 +183,9 @@ class InfoBatchMixin(_Base):
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The trainer's schedule, built for a full run, follows the progress of this one."""
         scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
-        if hasattr(scheduler, "get_last_lr") and not isinstance(
-            scheduler, (ReduceLROnPlateau, ProgressScheduler)
-        ):
-            scheduler = ProgressScheduler(scheduler, self.pruner, total_steps=num_training_steps)
+        if counts_steps(scheduler):
+            steps = getattr(scheduler, "total_steps", num_training_steps)
+            scheduler = ProgressScheduler(scheduler, self.pruner, total_steps=steps)
             self.lr_scheduler = scheduler
         return scheduler
 
@@ -235,7 +247,7 @@ class InfoBatchMixin(_Base):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, **kwargs)
         labels = inputs["labels"]
-        seen: list[Any] = []
+        seen: list[Any] = []  # return_outputs would cost SFTTrainer a second forward pass
         hook = model.register_forward_hook(lambda _model, _inputs, output: seen.append(output))
         try:
             result = super().compute_loss(model, inputs, return_outputs, **kwargs)
@@ -248,9 +260,8 @@ class InfoBatchMixin(_Base):
     def _correction(self, stock: Tensor, outputs: Any, labels: Tensor, items: Any) -> Tensor:
         """sum_i (w_i - 1) * l_i, divided as the stock loss is; 0 where all weights are 1."""
         weights = self.pruner.coming_weights(len(labels))
-        counting = int((weights > 0).sum()) if _can_mask(labels, weights) else len(labels)
-        share = counting / self.pruner.coming_divisor(len(labels))  # 1 if no rank has padding
-        is_plain = share == 1.0 and bool((weights == 1).all())
+        divisor = self.pruner.coming_divisor(len(labels))
+        is_plain = divisor == len(labels) and bool((weights == 1).all())
         with torch.set_grad_enabled(not is_plain):
             losses, valid = self.per_token_losses(outputs, labels)
             sums = losses.reshape(len(labels), -1).sum(1)
@@ -264,7 +275,10 @@ class InfoBatchMixin(_Base):
         by_items, scale = self._division
         if by_items:  # those of all ranks, without padding
             return cast(Tensor, scale * (weighted - sums).sum() / items)
-        return scale * (share * weighted - sums).sum() / counts.sum().clamp(min=1)
+        real = (weights > 0).to(counts.device)
+        share = int(real.sum()) / divisor  # of what ranks have on average
+        mean = weighted.sum() / counts[real].sum().clamp(min=1)
+        return scale * (share * mean - sums.sum() / counts.sum().clamp(min=1))
 
     def _find_division(
         self, stock: Tensor, sums: Tensor, counts: Tensor, items: Any, outputs: Any
@@ -277,17 +291,17 @@ class InfoBatchMixin(_Base):
         total, loss = float(sums.sum()), float(stock)
         if total == 0.0:
             return None
-        own = total / max(1.0, float(counts.sum()))
         # The trainer multiplies what it takes to be divided by the items of all ranks.
-        processes = float(self.accelerator.num_processes)
-        for scale in (1.0, processes):
-            if items is not None and _is_close(scale * total / float(items), loss):
-                return True, scale
-            if _is_close(scale * own, loss):
-                return False, scale
+        across = items is not None and self.args.average_tokens_across_devices
+        scale = float(self.accelerator.num_processes) if across else 1.0
+        expected = items is not None, scale
         if getattr(outputs, "aux_loss", None) is not None:  # a mixture of experts adds its own
-            across = self.args.average_tokens_across_devices
-            return items is not None, processes if across and items is not None else 1.0
+            return expected
+        own = total / max(1.0, float(counts.sum()))
+        for by_items, factor in (expected, (False, scale), (False, 1.0)):
+            ours = factor * (total / float(items) if by_items else own)
+            if abs(ours - loss) <= _CLOSE * abs(loss):
+                return by_items, factor
         raise LossError(
             f"the loss of the first batch is {loss:.4g}, but its samples' losses come to "
             f"{own:.4g}: the model or compute_loss_func has a loss of another kind. Override "
@@ -313,27 +327,24 @@ class _Bookkeeping(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
-    def _batches(self, samples: int) -> int:
-        size: int = self.trainer._train_batch_size
-        drop_last = self.trainer.args.dataloader_drop_last
-        return samples // size if drop_last else math.ceil(samples / size)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any, **kwargs: Any
+    ) -> None:
         """The number of steps: exact with a budget, else as if no later epoch were pruned."""
-        trainer, pruner = self.trainer, self.trainer.pruner
-        accumulate = args.gradient_accumulation_steps
+        pruner = self.trainer.pruner
+        drop_last, accumulate = args.dataloader_drop_last, args.gradient_accumulation_steps
+        batch_size = train_dataloader.batch_sampler.batch_size
         try:
             state.max_steps = pruner.total_steps(
-                trainer._train_batch_size,
-                drop_last=args.dataloader_drop_last,
-                accumulate=accumulate,
+                batch_size, drop_last=drop_last, accumulate=accumulate
             )
         except ValueError:
-            full = self._batches(math.ceil(pruner.num_samples / args.world_size))
+            samples = math.ceil(pruner.num_samples / args.world_size)
+            full = samples // batch_size if drop_last else math.ceil(samples / batch_size)
             later = pruner.num_epochs - pruner.epoch - 1
-            this = math.ceil(self._batches(len(pruner.sampler)) / accumulate)
+            this = math.ceil(len(train_dataloader) / accumulate)
             state.max_steps = state.global_step + this + later * math.ceil(full / accumulate)
-        for callback in trainer.callback_handler.callbacks:
+        for callback in self.trainer.callback_handler.callbacks:
             bar = getattr(callback, "training_bar", None)
             if bar is not None:
                 bar.total = state.max_steps
@@ -352,24 +363,17 @@ class _Bookkeeping(TrainerCallback):
         """Put the pruner's state into the checkpoint; on all ranks, as its losses are gathered."""
         self.trainer.pruner.synchronize()
         if state.is_world_process_zero:
-            folder = Path(self.trainer._get_output_dir(trial=None))
-            torch.save(
-                self.trainer.pruner.state_dict(),
-                folder / f"checkpoint-{state.global_step}" / STATE_FILE,
-            )
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            torch.save(self.trainer.pruner.state_dict(), folder / STATE_FILE)
 
 
-def _size_of(batch: Any) -> int:
-    """Number of samples in a collated batch."""
-    first: Tensor = batch["labels"] if "labels" in batch else next(iter(batch.values()))
-    return len(first)
-
-
-def _can_mask(labels: Tensor, weights: Tensor) -> bool:
-    """Whether a batch has padding whose labels can be set to be ignored, beside real samples."""
-    padding = int((weights == 0).sum())
-    return 0 < padding < len(weights) and not labels.is_floating_point()
-
-
-def _is_close(ours: float, stock: float) -> bool:
-    return abs(ours - stock) <= 0.01 * abs(stock)
+def _without_padding(batch: Any, weights: Tensor) -> Any:
+    """The batch for counting: labels of samples with weight 0 are set to be ignored in a copy."""
+    if bool((weights > 0).all()):
+        return batch
+    masked = {}
+    for name in {"labels", "shift_labels"} & set(batch):
+        padding = (weights == 0).to(batch[name].device)
+        masked[name] = batch[name].clone()
+        masked[name][padding] = _IGNORED
+    return {**batch, **masked}

@@ -101,14 +101,31 @@ def fit(
     return run, net, trainer
 
 
+# What is run in two processes, and resumed.
+TASKS = {
+    "ddp": {"name": "lightning"},
+    "pytorch_lightning": {"name": "pytorch_lightning"},
+    "accumulated": {"accumulate_grad_batches": 3},
+    "validated": {"val_check_interval": 0.5},
+}
+
+
+def train_and_resume(folder, name="lightning", **settings):
+    """One rank's run, and the same resumed within a pruned epoch."""
+    pl, _ = package(name)
+    settings = {"strategy": "ddp", "devices": 2, "batch": BATCH // 2, **settings}
+    step = 25 // settings.get("accumulate_grad_batches", 1)
+    saves = pl.callbacks.ModelCheckpoint(
+        folder, "{step}", every_n_train_steps=step, save_top_k=-1, auto_insert_metric_name=False
+    )
+    run, _, trainer = fit(name, callbacks=[saves], enable_checkpointing=True, **settings)
+    resumed, _, _ = fit(name, ckpt=f"{folder}/{step}.ckpt", **settings)
+    resumed.rates = run.rates[:step] + resumed.rates
+    return run, resumed, trainer.global_rank
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, strategy = sys.argv[1:3]
-    ranks = {"strategy": strategy, "devices": 2, "num_nodes": 1}
-    pl, _ = package("lightning")
-    saves = pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=25, save_top_k=-1)
-    run, _, trainer = fit(batch=BATCH // 2, callbacks=[saves], enable_checkpointing=True, **ranks)
-    torch.save(run, f"{folder}/{trainer.global_rank}.pt")
-    resumed, net, _ = fit(batch=BATCH // 2, ckpt=f"{folder}/epoch=1-step=25.ckpt", **ranks)
-    resumed.rates = run.rates[:25] + resumed.rates
-    torch.save(resumed, f"{folder}/resumed-{trainer.global_rank}.pt")
+    for task, settings in TASKS.items():
+        *runs, rank = train_and_resume(f"{sys.argv[1]}/{task}", **settings)
+        torch.save(runs, f"{sys.argv[1]}/{task}-{rank}.pt")

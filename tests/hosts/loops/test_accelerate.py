@@ -94,7 +94,7 @@ def test_a_loader_that_accelerate_alone_has_prepared_is_refused():
     sharded = prepare_data_loader(loader, num_processes=2, process_index=0)
     with pytest.raises(MisalignedUpdateError, match="BatchSamplerShard"):
         next(iter(sharded))
-    keep_shares(sharded)
+    keep_shares(sharded, pruner)
     for x, y in sharded:
         pruner.update(F.cross_entropy(model(x), y, reduction="none"))
     assert pruner.epoch == 1

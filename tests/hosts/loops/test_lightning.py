@@ -1,5 +1,6 @@
 import copy
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.hosts.support import BATCH, EPOCHS, assert_same, digits, plain_run, t
 from torch.utils.data import DataLoader, TensorDataset
 
 from infobatch import InfoBatch
-from infobatch.errors import EpochError, MisalignedUpdateError, StateError
+from infobatch.errors import DistributedError, EpochError, MisalignedUpdateError, StateError
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -54,7 +55,12 @@ def test_limited_batches_are_a_part_of_each_epoch():
 
 @pytest.mark.parametrize(
     ("every", "validations"),
-    [({"check_val_every_n_epoch": 3}, [2, 5]), ({"val_check_interval": 0.5}, 2)],
+    [
+        ({"check_val_every_n_epoch": 3}, [2, 5]),
+        ({"val_check_interval": 0.5}, 2),
+        ({"val_check_interval": 8}, 1),
+        ({"val_check_interval": "00:01:00:00"}, 0),
+    ],
 )
 def test_validation_runs_when_it_should(every, validations):
     _, net, _ = fit(**every)
@@ -62,7 +68,8 @@ def test_validation_runs_when_it_should(every, validations):
     if isinstance(validations, list):
         assert net.validated == [epoch for epoch in validations for _ in range(batches)]
     else:
-        assert [net.validated.count(e) for e in range(EPOCHS)] == [validations * batches] * EPOCHS
+        times = [net.validated.count(epoch) // batches for epoch in range(EPOCHS)]
+        assert times[1:-1] == [validations] * (EPOCHS - 2)
 
 
 def test_metrics_reach_the_logger(tmp_path):
@@ -89,34 +96,132 @@ def test_the_progress_bar_counts_to_the_length_of_each_epoch(capsys):
     assert totals == [(length, length) for length in net.lengths]
 
 
+def save_while_training(folder, when, **settings):
+    """A checkpoint after each of some steps; {step: file}."""
+    pl, _ = package(settings.get("name", "lightning"))
+    saves = pl.callbacks.ModelCheckpoint(folder, save_top_k=-1, **when)
+    fit(callbacks=[saves], enable_checkpointing=True, **settings)
+    return {int(re.search(r"step=(\d+)", file.name)[1]): file for file in folder.iterdir()}
+
+
+def assert_resumes(checkpoint, step, reference, **settings):
+    run, net, _ = fit(ckpt=checkpoint, **settings)
+    run.rates = reference.rates[:step] + run.rates
+    assert_same(run, reference)
+    return net
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    pl, _ = package("lightning")
-    for every in (5, 16):
-        saves = pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=every, save_top_k=-1)
-        fit(callbacks=[saves], enable_checkpointing=True)
-    return {int(re.search(r"step=(\d+)", file.name)[1]): file for file in folder.iterdir()}
+    save_while_training(folder, {"every_n_train_steps": 5})
+    return save_while_training(folder, {"every_n_train_steps": 16})
 
 
 # Within the first epoch, at its end, within a pruned one, at the end of the last pruned one.
 @pytest.mark.parametrize("step", [5, 16, 25, 40, 65, 80])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_is_as_never_having_stopped(checkpoints, step, workers):
-    reference = plain_run()
-    run, net, _ = fit(ckpt=checkpoints[step], workers=workers)
-    run.rates = reference.rates[:step] + run.rates
-    assert_same(run, reference)
+    net = assert_resumes(checkpoints[step], step, plain_run(), workers=workers)
     assert net.estimated == 16 * EPOCHS
 
 
-def test_two_processes_are_one_with_the_double_batch(tmp_path):
-    torchrun(lightning_run.__file__, 2, tmp_path, "ddp")
+# Each has checkpoints made with the last batch of an epoch, which the trainer closes otherwise.
+@pytest.mark.parametrize(
+    ("when", "settings", "plain"),
+    [
+        ({}, {}, {}),
+        ({"save_on_train_epoch_end": False}, {"val_check_interval": 0.5}, {}),
+        ({"every_n_train_steps": 7}, {"accumulate_grad_batches": 3}, {"accumulate": 3}),
+        ({"every_n_train_steps": 3}, {"limit_train_batches": 0.5}, {"limit": 0.5}),
+        ({"every_n_train_steps": 9}, {"name": "pytorch_lightning"}, {}),
+    ],
+    ids=["epoch end", "after validation", "accumulated", "limited", "pytorch_lightning"],
+)
+def test_every_checkpoint_of_a_run_resumes(tmp_path, when, settings, plain):
+    reference, files = plain_run(**plain), save_while_training(tmp_path, when, **settings)
+    assert len(files) > 4
+    for step, file in files.items():
+        assert_resumes(file, step, reference, **settings)
+
+
+def test_a_strategy_may_restore_late_as_sharded_ones_do(checkpoints):
+    pl, _ = package("lightning")
+
+    class Late(pl.strategies.SingleDeviceStrategy):
+        restore_checkpoint_after_setup = True
+
+    for step in (5, 25):  # in the first epoch nothing else would show that no state was loaded
+        strategy = {"strategy": Late("cpu"), "accelerator": "auto"}
+        assert_resumes(checkpoints[step], step, plain_run(), **strategy)
+
+
+def test_validating_a_checkpoint_does_not_resume_the_next_fit(checkpoints):
+    pl, callback = package("lightning")
+    data, pruner = digits(), InfoBatch(digits(), EPOCHS)
+    settings = {**lightning_run.QUIET, "max_epochs": EPOCHS, "callbacks": [callback(pruner)]}
+    trainer = pl.Trainer(**settings)
+    trainer.validate(build_net(pl), DataLoader(data, 100), ckpt_path=checkpoints[25])
+    trainer.fit(build_net(pl), DataLoader(data, BATCH, sampler=pruner.sampler))
+    assert trainer.global_step == plain_run().steps
+
+
+@pytest.mark.parametrize("stop", ["callback", "max_time"])
+def test_a_run_that_was_stopped_resumes(tmp_path, stop):
+    pl, _ = package("lightning")
+
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 20:
+                trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+                trainer.should_stop = stop == "callback"
+                time.sleep(2 * (stop == "max_time"))
+
+    limit = {"max_time": {"seconds": 2}} if stop == "max_time" else {}
+    run, net, _ = fit(callbacks=[Stop()], **limit)
+    assert net.pruner.history[-1].trained < net.pruner.history[-1].kept
+    assert run.steps < 25
+    assert_resumes(tmp_path / "stopped.ckpt", 20, plain_run())
+
+
+def test_loaders_built_anew_for_each_epoch():
+    pl, callback = package("lightning")
+    net, data, pruner = build_net(pl), digits(), InfoBatch(digits(), EPOCHS)
+    net.train_dataloader = lambda: DataLoader(data, BATCH, sampler=pruner.sampler)
+    settings = {"max_epochs": EPOCHS, "reload_dataloaders_every_n_epochs": 1}
+    pl.Trainer(**lightning_run.QUIET, **settings, callbacks=[callback(pruner)]).fit(net)
+    assert net.rates == pytest.approx(plain_run().rates, rel=1e-9)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_as_in_a_plain_loop(algorithm):
+    run, _, _ = fit(gradient_clip_val=0.05, gradient_clip_algorithm=algorithm)
+    assert_same(run, plain_run(clip=algorithm))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision(precision):
+    run, net, _ = fit(precision=precision)
+    assert net.lengths[-1] == 16 > min(net.lengths)
     reference = plain_run()
+    assert run.saved == pytest.approx(reference.saved, abs=0.02)
+    assert run.history[0].mean_loss == pytest.approx(reference.history[0].mean_loss, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun(lightning_run.__file__, 2, folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", lightning_run.TASKS)
+def test_two_processes_are_one_with_the_double_batch(two_processes, task):
+    settings = lightning_run.TASKS[task]
+    reference = plain_run(accumulate=settings.get("accumulate_grad_batches", 1))
     for rank in range(2):
-        run = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        run, resumed = torch.load(two_processes / f"{task}-{rank}.pt", weights_only=False)
         assert_same(run, reference, exact=False)
-        resumed = torch.load(tmp_path / f"resumed-{rank}.pt", weights_only=False)
         assert_same(resumed, run)
 
 
@@ -181,8 +286,16 @@ def test_beside_another_loader():
 
 def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
     pl, callback = package("lightning")
-    with pytest.raises(EpochError, match="max_epochs=5"):
+    with pytest.raises(EpochError, match="got 5"):
         fit(max_epochs=5)
+    with pytest.raises(EpochError, match="num_epochs=8"):
+        fit(max_epochs=-1)
+    with pytest.raises(EpochError, match="max_steps=50"):
+        fit(max_steps=50)
+    with pytest.raises(StateError, match="sharded"):
+        fit(settings={"sharded": True})
+    with pytest.raises(DistributedError, match="rank 0 of 1"):
+        fit(settings={"rank": 1, "world_size": 2})
     with pytest.raises(ValueError, match="overfit_batches"):
         fit(overfit_batches=2)
     with pytest.raises(TypeError, match="InfoBatch or a DataPruner"):
