@@ -224,7 +224,7 @@ def test_the_schedule_shows_its_optimizer():
 def test_what_does_not_fit_a_host_is_refused():
     pruner = InfoBatch(N, 3)
     pruner.check_host(num_epochs=3.0, place=(0, 1))
-    with pytest.raises(EpochError, match="num_epochs=3, .* got 4"):
+    with pytest.raises(EpochError, match=r"num_epochs=3, .* got 4"):
         pruner.check_host(num_epochs=4)
     with pytest.raises(DistributedError, match="rank 1 of 2, the pruner that of rank 0 of 1"):
         pruner.check_host(place=(1, 2))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
@@ -72,6 +73,11 @@ class InfoBatchMixin(_Base):
 
     def _check_settings(self) -> None:
         args = self.args
+        if isinstance(self.train_dataset, IterableDataset):
+            raise MisalignedUpdateError(
+                "an IterableDataset cannot be drawn from by index; for a stream write a loop of "
+                "your own with pruner.stream_filter(), or load the data as a datasets.Dataset"
+            )
         if args.max_steps > 0 or args.num_train_epochs != int(args.num_train_epochs):
             raise EpochError(
                 "pruned epochs have fewer steps, and the last ones are annealed, so the run must "

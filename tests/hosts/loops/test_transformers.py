@@ -1,54 +1,38 @@
-import functools
 import shutil
 
 import datasets
-import peft
 import pytest
 import torch
 import torch.nn.functional as F
-import trl
 from tests.hosts.loops import transformers_run
 from tests.hosts.loops.transformers_run import (
     Digits,
     Rows,
+    StockSFT,
+    StockTrainer,
     arguments,
     build_llama,
+    build_mixtral,
     collate,
+    outcome,
     sentences,
+    texts,
     train_digits,
     train_llama,
+    train_sft,
 )
-from tests.hosts.support import EPOCHS, assert_same, plain_run, torchrun
-from transformers import Trainer
+from tests.hosts.support import BATCH, EPOCHS, assert_same, plain_run, torchrun
 
 from infobatch import InfoBatch
-from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
-from infobatch.integrations.transformers import InfoBatchMixin, InfoBatchTrainer
-
-
-class StockTrainer(Trainer):
-    """The trainer as it is, in the order of an unpruned run."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        self.plan = InfoBatch(len(self.train_dataset), 4, prune_ratio=0.0, seed=3)
-        return _Order(self.plan)
-
-
-class _Order(torch.utils.data.Sampler):
-    def __init__(self, pruner):
-        self.pruner, self.epoch = pruner, 0
-
-    def __len__(self):
-        return self.pruner.num_samples
-
-    def set_epoch(self, epoch):
-        while self.pruner.epoch < epoch:
-            for _ in self.pruner.sampler:
-                pass
-            self.pruner._commit()
-
-    def __iter__(self):
-        return iter(self.pruner.plan.indices.tolist())
+from infobatch.errors import (
+    DistributedError,
+    EpochError,
+    LossError,
+    MisalignedUpdateError,
+    StateError,
+)
+from infobatch.integrations.transformers import InfoBatchTrainer
+from infobatch.schedule import ProgressScheduler
 
 
 def assert_run(run, reference):
@@ -83,6 +67,7 @@ def test_workers(tmp_path):
 
 
 def test_what_is_saved_is_logged_and_the_bar_counts_to_the_end(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from transformers import trainer_callback
 
     bars = []
@@ -93,12 +78,17 @@ def test_what_is_saved_is_logged_and_the_bar_counts_to_the_end(tmp_path, monkeyp
             bars.append(self)
 
     monkeypatch.setattr(trainer_callback, "tqdm", Bar)
-    run, trainer, watch = train_digits(tmp_path, disable_tqdm=False)
+    settings = {"disable_tqdm": False, "report_to": "tensorboard"}
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    run, trainer, watch = train_digits(tmp_path, **settings)
     logged = [
         log["infobatch/kept_fraction"] for log in watch.logs if "infobatch/kept_fraction" in log
     ]
     assert logged == [record.kept / record.total for record in run.history]
     assert watch.logs[-2]["infobatch/saved_fraction"] == run.saved
+    events = EventAccumulator(str(tmp_path / "logs")).Reload()
+    read = [event.value for event in events.Scalars("train/infobatch/kept_fraction")]
+    assert read == pytest.approx(logged)
     assert (bars[0].n, bars[0].total) == (run.steps, run.steps)
 
 
@@ -120,13 +110,84 @@ def test_resume_is_as_never_having_stopped(checkpoints, step):
     assert watch.totals[-1] == reference.steps
 
 
-def test_two_processes_are_one_with_the_double_batch(tmp_path):
-    torchrun(transformers_run.__file__, 2, tmp_path, "digits")
-    reference = plain_run()
-    for rank in range(2):
-        run = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+def test_evaluation_and_checkpoints_of_the_trainer_leave_the_run_as_it_is(tmp_path):
+    run, trainer, watch = train_digits(
+        tmp_path,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    run.weights, reference = [], plain_run()
+    reference.weights = []  # the best model has been loaded
+    assert_run(run, reference)
+    assert sum("eval_loss" in log for log in watch.logs) == EPOCHS
+    kept = sorted(tmp_path.glob("checkpoint-*"))
+    assert len(kept) == 2
+    assert all((folder / "infobatch.pt").exists() for folder in kept)
+    assert trainer.state.best_model_checkpoint is not None
+
+
+def test_evaluation_within_epochs(tmp_path):
+    run, _, watch = train_digits(tmp_path, eval_strategy="steps", eval_steps=7)
+    assert_run(run, plain_run())
+    assert sum("eval_loss" in log for log in watch.logs) > EPOCHS
+
+
+@pytest.mark.parametrize("budget", [None, 0.7])
+def test_dropped_last_batches(tmp_path, budget):
+    prune = {} if budget is None else {"budget": budget}
+    run, trainer, watch = train_digits(tmp_path, dataloader_drop_last=True, prune=prune)
+    assert run.steps == sum(record.kept // BATCH for record in run.history) == watch.totals[-1]
+    assert all(record.trained % BATCH == 0 for record in run.history)
+    assert run.rates[-1] == pytest.approx(plain_run().rates[-1], abs=1e-4)
+    assert trainer.state.epoch == EPOCHS
+    if budget:
+        assert set(watch.totals) == {run.steps}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+        {"accelerator_config": {"split_batches": True}},
+        {"auto_find_batch_size": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_that_change_nothing(tmp_path, settings):
+    run, _, _ = train_digits(tmp_path, **settings)
+    assert_run(run, plain_run())
+
+
+def test_a_schedule_that_waits_for_a_metric_is_left_alone(tmp_path):
+    for name in ("reduce_lr_on_plateau", "greedy"):
+        trainer = InfoBatchTrainer(
+            Digits(),
+            arguments(tmp_path, eval_strategy="epoch", lr_scheduler_type=name),
+            train_dataset=Rows(),
+            eval_dataset=Rows(),
+        )
+        trainer.train()
+        assert not isinstance(trainer.lr_scheduler, ProgressScheduler)
+        assert trainer.pruner.epoch == EPOCHS
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun(transformers_run.__file__, 2, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("task", transformers_run.DIGITS_TASKS)
+def test_two_processes_are_one_with_the_double_batch(two_processes, task):
+    accumulate = transformers_run.DIGITS_TASKS[task].get("gradient_accumulation_steps", 1)
+    reference = plain_run(accumulate=accumulate, mean_of_rest=True)
+    for results in two_processes:
+        run, resumed = results[task]
         assert_run(run, reference)
-        resumed = torch.load(tmp_path / f"resumed-{rank}.pt", weights_only=False)
         assert_same(resumed, run)
 
 
@@ -135,7 +196,7 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [1, 2, 5])
 def test_at_weight_one_the_loss_is_the_stock_loss_to_the_last_bit(tmp_path, accumulate):
-    settings = {"num_train_epochs": 4, "gradient_accumulation_steps": accumulate}
+    settings = {"num_train_epochs": 2, "gradient_accumulation_steps": accumulate}
     stock = train_llama(tmp_path, trainer=StockTrainer, **settings)
     ours = train_llama(tmp_path, prune={"prune_ratio": 0.0, "seed": 3}, **settings)
     assert ours._division == (True, 1.0)
@@ -189,20 +250,61 @@ def test_a_sequence_is_scored_by_its_mean_token_loss(tmp_path):
     )
 
 
-def test_two_processes_with_accumulation_are_one(tmp_path):
-    torchrun(transformers_run.__file__, 2, tmp_path, "llama")
-    weights, scores = torch.load(tmp_path / "0.pt")
-    other_weights, other_scores = torch.load(tmp_path / "1.pt")
-    torch.testing.assert_close(weights, other_weights, rtol=0, atol=0)
-    torch.testing.assert_close(scores, other_scores, rtol=0, atol=0)
-    alone = train_llama(
-        tmp_path,
-        prune={"seed": 3},
-        num_train_epochs=4,
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=2,
-    )
-    torch.testing.assert_close(scores, alone.pruner.scores, rtol=1e-2, atol=1e-3)
+@pytest.mark.parametrize("task", [*transformers_run.LLAMA_TASKS, "sft"])
+def test_language_models_in_two_processes_are_one_with_the_double_batch(
+    two_processes, task, tmp_path
+):
+    train = train_sft if task == "sft" else train_llama
+    settings = transformers_run.SFT if task == "sft" else transformers_run.LLAMA_TASKS[task]
+    weights, scores, steps = outcome(train(tmp_path, **settings))
+    for results in two_processes:
+        done, resumed = results[task]
+        assert done[2] == steps
+        torch.testing.assert_close(done[0], weights, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(done[1], scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(resumed, done, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_at_weight_one_two_processes_are_stock_to_the_last_bit(two_processes, across):
+    for results in two_processes:
+        ours, stock = results[f"stock {across}"]
+        torch.testing.assert_close(ours, stock, rtol=0, atol=0)
+
+
+def test_the_divisor_is_that_of_the_trainer_where_another_comes_to_the_same(tmp_path):
+    """As on two ranks whose first batches have equally many tokens."""
+    trainer = InfoBatchTrainer(build_llama(), arguments(tmp_path), train_dataset=sentences())
+    trainer.accelerator.state.num_processes = 2
+    try:
+        sums, counts = torch.tensor([30.0, 10.0]), torch.tensor([8, 8])
+        found = trainer._find_division(torch.tensor(2.5), sums, counts, torch.tensor(32), {})
+    finally:
+        trainer.accelerator.state.num_processes = 1
+    assert found == (True, 2.0)
+
+
+def test_the_loss_of_a_mixture_of_experts_keeps_its_own_part(tmp_path):
+    for trainer in (StockTrainer, InfoBatchTrainer):
+        prune = {"prune_ratio": 0.0, "seed": 3} if trainer is InfoBatchTrainer else None
+        model = build_mixtral()
+        train_llama(tmp_path, trainer=trainer, prune=prune, model=model, **transformers_run.STOCK)
+        if trainer is StockTrainer:
+            stock = model
+    for one, other in zip(model.parameters(), stock.parameters(), strict=True):
+        assert torch.equal(one, other)
+    settings = {**transformers_run.STOCK, "num_train_epochs": 4}
+    trainer = train_llama(tmp_path, prune={"seed": 3}, model=model, **settings)
+    assert trainer.pruner.saved_fraction > 0.05
+
+
+@pytest.mark.parametrize("settings", [{"bf16": True}, {"gradient_checkpointing": True}])
+def test_language_models_at_weight_one_are_stock_with(tmp_path, settings):
+    settings = {**transformers_run.STOCK, **settings}
+    stock = train_llama(tmp_path, trainer=StockTrainer, **settings)
+    ours = train_llama(tmp_path, prune={"prune_ratio": 0.0, "seed": 3}, **settings)
+    for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", ["label smoothing", "regression", "several labels", "tokens"])
@@ -254,12 +356,32 @@ def test_a_loss_that_is_not_the_sum_of_its_samples_is_refused(tmp_path):
         trainer.train()
 
 
+def test_a_batch_without_labels_is_refused(tmp_path):
+    class Targets(Rows):
+        def __getitem__(self, index):
+            return {"x": torch.zeros(64), "target": torch.tensor(0)}
+
+    class Net(Digits):
+        def forward(self, x, target=None):
+            return super().forward(x, target)
+
+    trainer = InfoBatchTrainer(Net(), arguments(tmp_path), train_dataset=Targets())
+    with pytest.raises(LossError, match="by its labels"):
+        trainer.train()
+
+
 def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
     def build(pruner=InfoBatch, rows=None, **settings):
         return InfoBatchTrainer(
             Digits(), arguments(tmp_path, **settings), train_dataset=rows or Rows(), pruner=pruner
         )
 
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(Rows())
+
+    with pytest.raises(MisalignedUpdateError, match="stream_filter"):
+        build(rows=Stream(), max_steps=5)
     with pytest.raises(EpochError, match="max_steps=5"):
         build(max_steps=5)
     with pytest.raises(EpochError, match=r"num_train_epochs=1\.5"):
@@ -270,6 +392,12 @@ def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
         build(InfoBatch(400, EPOCHS))
     with pytest.raises(MisalignedUpdateError, match="sequential"):
         build(train_sampling_strategy="sequential")
+    with pytest.raises(MisalignedUpdateError, match="dispatch_batches"):
+        build(accelerator_config={"dispatch_batches": True}).train()
+    with pytest.raises(StateError, match="sharded"):
+        build(InfoBatch(500, EPOCHS, sharded=True))
+    with pytest.raises(DistributedError, match="rank 0 of 1"):
+        build(InfoBatch(500, EPOCHS, rank=1, world_size=2)).train()
     trained = build()
     trained.train()
     with pytest.raises(StateError, match="has been trained before"):
@@ -292,79 +420,42 @@ def test_evaluation_is_left_alone(tmp_path):
 # ------------------------------------------------------------------ TRL and PEFT
 
 
-class PrunedSFT(InfoBatchMixin, trl.SFTTrainer):
-    pass
+def test_sft_at_weight_one_is_stock(tmp_path):
+    settings = {**transformers_run.STOCK, "label_smoothing_factor": 0.1}
+    for given in (settings, {**settings, "label_smoothing_factor": 0.0}):
+        stock = train_sft(tmp_path, trainer=StockSFT, **given)
+        ours = train_sft(tmp_path, prune={"prune_ratio": 0.0, "seed": 3}, **given)
+        for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
-def sft_settings(folder, **settings):
-    return trl.SFTConfig(
-        str(folder),
-        **{
-            "report_to": "none",
-            "save_strategy": "no",
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 4,
-            "learning_rate": 1e-2,
-            "bf16": False,
-            **settings,
-        },
+def test_sft_learns_completions_alone(tmp_path):
+    rows = [{"prompt": "w1 w2", "completion": " " + row["text"]} for row in texts()]
+    trainer = train_sft(
+        tmp_path, rows=datasets.Dataset.from_list(rows), prune={"seed": 3}, learning_rate=0.0
     )
+    example = trainer.train_dataset[0]
+    ids = torch.tensor([example["input_ids"]])
+    losses = F.cross_entropy(trainer.model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+    completion = torch.tensor(example["labels"][1:]) != -100
+    assert 0 < int(completion.sum()) < len(completion)
+    expected = losses[completion].mean()
+    torch.testing.assert_close(trainer.pruner.scores[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: i for i, word in enumerate(["<pad>", "<eos>", *(f"w{i}" for i in range(50))])}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>")
-
-
-def texts():
-    rows = [" ".join(f"w{int(i) % 50}" for i in row["input_ids"]) for row in sentences()]
-    return datasets.Dataset.from_dict({"text": rows})
-
-
-def train_sft(folder, tokenizer, trainer=PrunedSFT, prune=None, peft_config=None, **settings):
-    given = {} if prune is None else {"pruner": functools.partial(InfoBatch, **prune)}
-    trainer = trainer(
-        build_llama(),
-        sft_settings(folder, **settings),
-        train_dataset=texts(),
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        **given,
-    )
-    trainer.train()
-    return trainer
-
-
-def test_sft_at_weight_one_is_stock(tmp_path, tokenizer):
-    class StockSFT(trl.SFTTrainer):
-        _get_train_sampler = StockTrainer._get_train_sampler
-
-    stock = train_sft(tmp_path, tokenizer, StockSFT, gradient_accumulation_steps=2)
-    ours = train_sft(
-        tmp_path, tokenizer, prune={"prune_ratio": 0.0, "seed": 3}, gradient_accumulation_steps=2
-    )
-    for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
-        assert torch.equal(one, other)
+@pytest.mark.parametrize("lora", [False, True])
+def test_sft_resumes_as_never_having_stopped(tmp_path, lora):
+    settings = {"prune": {"seed": 3}, "lora": lora, **transformers_run.SAVES}
+    done = train_sft(tmp_path, **settings)
+    assert done.pruner.saved_fraction > 0.05
+    for step in (10, 20):
+        resumed = train_sft(tmp_path, resume=f"{tmp_path}/checkpoint-{step}", **settings)
+        torch.testing.assert_close(outcome(resumed), outcome(done), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("loss_type", ["nll", "dft"])
-def test_sft_with_lora_saves_and_learns(tmp_path, tokenizer, loss_type):
-    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"])
-    trainer = train_sft(
-        tmp_path,
-        tokenizer,
-        prune={"budget": 0.8},
-        peft_config=lora,
-        loss_type=loss_type,
-    )
+def test_sft_with_lora_saves_and_learns(tmp_path, loss_type):
+    trainer = train_sft(tmp_path, prune={"budget": 0.8}, lora=True, loss_type=loss_type)
     assert trainer.pruner.saved_fraction == pytest.approx(0.2, abs=0.005)
     assert trainer.state.global_step == InfoBatch(96, 4, budget=0.8).total_steps(8)
     # The logged loss is the weighted one; what is learned shows in the unweighted mean.
@@ -374,11 +465,9 @@ def test_sft_with_lora_saves_and_learns(tmp_path, tokenizer, loss_type):
 
 
 def test_packing_is_refused_where_sequences_share_a_row_and_works_where_the_row_is_the_sample(
-    tmp_path, tokenizer
+    tmp_path,
 ):
     with pytest.raises(MisalignedUpdateError, match="wrapped"):
-        train_sft(tmp_path, tokenizer, packing=True, max_length=32)
-    trainer = train_sft(
-        tmp_path, tokenizer, packing=True, packing_strategy="wrapped", max_length=32
-    )
+        train_sft(tmp_path, packing=True, max_length=32)
+    trainer = train_sft(tmp_path, packing=True, packing_strategy="wrapped", max_length=32)
     assert trainer.pruner.num_samples == len(trainer.train_dataset) != 96
