@@ -5,17 +5,34 @@ import sys
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration
 from tests.hosts.support import BATCH, EPOCHS, Run, build_model, digits
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
+from infobatch.errors import MisalignedUpdateError
 from infobatch.integrations.accelerate import prepare
+from infobatch.schedule import ProgressScheduler
+
+
+def follow(item, pruner):
+    """As `prepare` does by itself: a scheduler that follows the pruner's progress."""
+    return ProgressScheduler(item, pruner) if isinstance(item, OneCycleLR) else item
 
 
 def train(
-    *, batch=BATCH, accumulate=1, prune=None, load=None, save=None, workers=0, **configuration
+    *,
+    batch=BATCH,
+    accumulate=1,
+    prune=None,
+    load=None,
+    save=None,
+    workers=0,
+    mixed_precision=None,
+    prepare=prepare,
+    **configuration,
 ):
     """Train on digits.
 
@@ -29,6 +46,7 @@ def train(
     accelerator = Accelerator(
         cpu=True,
         gradient_accumulation_steps=accumulate,
+        mixed_precision=mixed_precision,
         dataloader_config=DataLoaderConfiguration(**configuration),
     )
     data, model = digits(), build_model()
@@ -62,18 +80,53 @@ def train(
     return run, pruner, accelerator, gathered
 
 
+# What is run in two processes, and resumed.
+TASKS = {
+    "plain": {"batch": BATCH // 2},
+    "split": {"split_batches": True},
+    "uneven": {"batch": BATCH // 2, "even_batches": False},
+    "accumulated": {"batch": BATCH // 2, "accumulate": 3},
+}
+
+
+def train_and_resume(folder, **settings):
+    """One rank's run, and the same resumed within a pruned epoch, where no gradient is pending."""
+    run, *_, gathered = train(save=(16 + 9, folder), **settings)
+    resumed, *_ = train(load=folder, **settings)
+    before = run.steps - resumed.steps
+    resumed.rates = run.rates[:before] + resumed.rates
+    resumed.steps += before
+    return run, resumed, gathered
+
+
+def evaluate(prepare_all):
+    """How many samples gather_for_metrics gives of an evaluation loader beside a train loader."""
+    accelerator, data, pruner = Accelerator(cpu=True), digits(), InfoBatch(digits(), EPOCHS)
+    train_loader = DataLoader(data, BATCH, sampler=pruner.sampler)
+    loader = prepare_all(accelerator, pruner, train_loader, DataLoader(data, 33))[1]
+    return sum(len(accelerator.gather_for_metrics(y)) for _, y in loader)
+
+
+def refusal(function, *arguments):
+    try:
+        function(*arguments)
+    except MisalignedUpdateError as error:
+        return str(error)
+    return ""
+
+
+def first_batch_of_a_loader_that_accelerate_alone_has_prepared():
+    pruner = InfoBatch(digits(), EPOCHS)
+    next(iter(Accelerator(cpu=True).prepare(DataLoader(digits(), 16, sampler=pruner.sampler))))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, mode = sys.argv[1:3]
-    if mode == "split":
-        run, _, accelerator, gathered = train(split_batches=True)
-    elif mode == "accumulate":
-        run, _, accelerator, gathered = train(batch=BATCH // 2, accumulate=3)
-    else:
-        save = (25, f"{folder}/state")
-        run, _, accelerator, gathered = train(batch=BATCH // 2, save=save)
-        resumed, *_ = train(batch=BATCH // 2, load=save[1])
-        resumed.rates = run.rates[:25] + resumed.rates
-        resumed.steps += 25
-        torch.save(resumed, f"{folder}/resumed-{accelerator.process_index}.pt")
-    torch.save((run, gathered), f"{folder}/{accelerator.process_index}.pt")
+    folder, results = sys.argv[1], {}
+    for task, settings in TASKS.items():
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        results[task] = train_and_resume(f"{folder}/{task}", **settings)
+    results["evaluated"] = evaluate(prepare)
+    results["alone"] = refusal(first_batch_of_a_loader_that_accelerate_alone_has_prepared)
+    torch.save(results, f"{folder}/{torch.distributed.get_rank()}.pt")

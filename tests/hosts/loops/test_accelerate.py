@@ -8,6 +8,7 @@ from tests.hosts.loops.accelerate_run import train
 from tests.hosts.support import (
     BATCH,
     EPOCHS,
+    SAMPLES,
     assert_same,
     build_model,
     digits,
@@ -18,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
-from infobatch.errors import MisalignedUpdateError, StateError
-from infobatch.integrations.accelerate import keep_shares, prepare
+from infobatch.errors import DistributedError, MisalignedUpdateError, StateError
+from infobatch.integrations.accelerate import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -71,33 +72,59 @@ def test_an_epoch_may_be_left_early():
     assert [record.trained for record in pruner.history] == [4 * BATCH] * 3
 
 
-@pytest.mark.parametrize("mode", ["plain", "split", "accumulate"])
-def test_two_processes_are_one_with_the_double_batch(tmp_path, mode):
-    torchrun(accelerate_run.__file__, 2, tmp_path, mode)
-    reference = plain_run(accumulate=3 if mode == "accumulate" else 1)
-    for rank in range(2):
-        run, gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun(accelerate_run.__file__, 2, folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("task", accelerate_run.TASKS)
+def test_two_processes_are_one_with_the_double_batch(two_processes, task):
+    reference = plain_run(accumulate=accelerate_run.TASKS[task].get("accumulate", 1))
+    for results in two_processes:
+        run, resumed, gathered = results[task]
         assert_same(run, reference, exact=False)
+        assert_same(resumed, run)
         # All that both ranks have trained on, padding included.
         assert gathered == [record.kept + record.kept % 2 for record in run.history]
-        if mode == "plain":
-            resumed = torch.load(tmp_path / f"resumed-{rank}.pt", weights_only=False)
-            assert_same(resumed, run)
 
 
-def test_a_loader_that_accelerate_alone_has_prepared_is_refused():
-    """As in a second process: the sampler is sharded although it has been already."""
-    from accelerate.data_loader import prepare_data_loader
+def test_an_evaluation_loader_is_accelerates_own(two_processes):
+    assert accelerate_run.evaluate(prepare) == SAMPLES
+    assert [results["evaluated"] for results in two_processes] == [SAMPLES, SAMPLES]
 
-    pruner, model = InfoBatch(digits(), 3), build_model()
+
+def test_prepare_without_ours_is_refused_in_two_processes_and_right_in_one(two_processes):
+    for results in two_processes:
+        assert "a second time (by BatchSamplerShard)" in results["alone"]
+
+    def prepare_alone(accelerator, pruner, *objects):
+        return accelerator.prepare(*(accelerate_run.follow(item, pruner) for item in objects))
+
+    run, *_ = train(prepare=prepare_alone)
+    reference = plain_run()
+    assert run.steps == reference.steps
+    torch.testing.assert_close(run.weights, reference.weights, rtol=0, atol=0)
+
+
+def test_half_precision():
+    run, *_ = train(mixed_precision="bf16")
+    assert run.saved == pytest.approx(plain_run().saved, abs=0.02)
+
+
+def test_several_train_loaders():
+    accelerator, pruner, model = Accelerator(cpu=True), InfoBatch(digits(), 3), build_model()
+    other = DataLoader(digits(100), BATCH, shuffle=True)
     loader = DataLoader(digits(), BATCH, sampler=pruner.sampler)
-    sharded = prepare_data_loader(loader, num_processes=2, process_index=0)
-    with pytest.raises(MisalignedUpdateError, match="BatchSamplerShard"):
-        next(iter(sharded))
-    keep_shares(sharded, pruner)
-    for x, y in sharded:
-        pruner.update(F.cross_entropy(model(x), y, reduction="none"))
-    assert pruner.epoch == 1
+    model, loader, other = prepare(accelerator, pruner, model, loader, other)
+    seen = []
+    for _ in range(3):
+        for x, y in loader:
+            accelerator.backward(pruner.update(F.cross_entropy(model(x), y, reduction="none")))
+        seen.append(sum(len(y) for _, y in other))
+    assert pruner.epoch == 3
+    assert seen == [100] * 3
 
 
 def test_what_does_not_go_together_is_refused():
@@ -109,11 +136,16 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(MisalignedUpdateError, match="dispatch_batches"):
         prepare(dispatching, pruner, loader)
 
+    with pytest.raises(StateError, match="sharded"):
+        prepare(dispatching, InfoBatch(digits(), EPOCHS, sharded=True), loader)
     accelerator = Accelerator(
         cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False)
     )
     with pytest.raises(MisalignedUpdateError, match=r"sampler=pruner\.sampler"):
         prepare(accelerator, pruner, DataLoader(digits(), BATCH, shuffle=True))
+    elsewhere = InfoBatch(digits(), EPOCHS, rank=1, world_size=2)
+    with pytest.raises(DistributedError, match="rank 0 of 1"):
+        prepare(accelerator, elsewhere, DataLoader(digits(), BATCH, sampler=elsewhere.sampler))
     model = build_model()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ValueError, match="total_steps is needed"):
