@@ -398,6 +398,8 @@ def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
         build(InfoBatch(500, EPOCHS, sharded=True))
     with pytest.raises(DistributedError, match="rank 0 of 1"):
         build(InfoBatch(500, EPOCHS, rank=1, world_size=2)).train()
+    with pytest.raises(StateError, match="hyperparameter_search"):
+        build().train(trial={"learning_rate": 0.1})
     trained = build()
     trained.train()
     with pytest.raises(StateError, match="has been trained before"):
