@@ -17,7 +17,7 @@ from infobatch.lab.display import LineListener
 from infobatch.lab.errors import LabError
 from infobatch.lab.task import Outcome
 from infobatch.lab.train import (
-    even_batch_size,
+    even_sizes,
     initial_model,
     load_checkpoint,
     save_checkpoint,
@@ -111,13 +111,22 @@ def test_every_arm_costs_what_it_is_told(arm, cost, data, tmp_path):
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("count", [1, 39, 40, 41, 79, 81, 122, 1198])
-def test_batches_are_as_few_as_can_be_and_nearly_equal(count):
-    size = even_batch_size(count, 40)
-    steps = -(-count // 40)
-    assert -(-count // size) == steps
-    assert size <= 40
-    assert steps * size - count < steps  # no last batch is short by more than that
+@pytest.mark.parametrize("count", [1, 39, 40, 41, 79, 81, 122, 1198, 40 * 60 + 1])
+def test_batches_are_as_few_as_can_be_and_equal_but_for_one_sample(count):
+    sizes = even_sizes(count, 40)
+    assert len(sizes) == -(-count // 40)
+    assert sum(sizes) == count
+    assert max(sizes) <= 40
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_every_batch_of_an_epoch_has_that_size(data, monkeypatch):
+    run = training_run("full", data, batch_size=3)  # 200 is 66 * 3 + 2
+    seen, losses = [], run._losses
+    monkeypatch.setattr(run, "_losses", lambda batch: seen.append(batch) or losses(batch))
+    run.run_epoch()
+    assert [len(batch.indices) for batch in seen] == even_sizes(200, 3)
+    assert sorted(torch.cat([batch.indices for batch in seen]).tolist()) == list(range(200))
 
 
 @pytest.mark.parametrize("arm", ["selective-backprop", "importance-sampling", "es"])

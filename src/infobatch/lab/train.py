@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler
 
 from infobatch.lab.arm import ArmRun, InBatch
 from infobatch.lab.data import Batch, TaskData, take
@@ -125,8 +125,9 @@ class TrainingRun:
         wanted = self.settings.batch_size
         if in_batch is not None:  # so many that what is chosen of them is a batch
             wanted = min(len(self.pruner.sampler), round(wanted / in_batch.keep_ratio))
-        size = even_batch_size(len(self.pruner.sampler), wanted)
-        numbers = BatchSampler(self.pruner.sampler, size, drop_last=False)
+        sizes = even_sizes(len(self.pruner.sampler), wanted)
+        drawn = iter(self.pruner.sampler)
+        numbers = (list(islice(drawn, size)) for size in sizes)
         for batch in self.data.batches(numbers, self._prepare, partial(self._generator, epoch)):
             if in_batch is not None:
                 loss = self._choose_in_batch(in_batch, batch)
@@ -163,10 +164,10 @@ class TrainingRun:
     def _choose_in_batch(self, chooser: InBatch, batch: Batch) -> Tensor:
         """Pass the whole pool forward, and train on what is chosen of it."""
         count = len(batch.indices)
-        size = even_batch_size(count, self.settings.batch_size)
+        sizes = even_sizes(count, self.settings.batch_size)
         found, by_error = [], []
         with torch.no_grad():
-            for part in (slice(start, start + size) for start in range(0, count, size)):
+            for part in torch.arange(count, device=batch.indices.device).split(sizes):
                 outputs = self._forward(take(batch.inputs, part))
                 targets = take(batch.targets, part)
                 losses, scores = self._judge(outputs, targets)
@@ -258,13 +259,14 @@ class TrainingRun:
         self.wall_seconds = state["wall_seconds"]
 
 
-def even_batch_size(count: int, largest: int) -> int:
-    """The size at which batches are at most so large, as few as can be, and nearly equal.
+def even_sizes(count: int, largest: int) -> list[int]:
+    """Sizes of batches that are at most so large, as few as can be, and equal but for one sample.
 
     Epochs of any length occur here, and a last batch of two or three samples, whose statistics
     batch normalisation then uses, costs some of them a point of accuracy and others nothing.
     """
-    return math.ceil(count / math.ceil(count / largest))
+    batches = math.ceil(count / largest)
+    return [(count + place) // batches for place in reversed(range(batches))]
 
 
 def initial_model(task: Task, settings: Settings, data: TaskData, seed: int) -> nn.Module:
