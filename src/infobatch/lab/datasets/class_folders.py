@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from infobatch.lab.datasets.arrays import ImageArrays
+from infobatch.lab.datasets.images import read_image
 from infobatch.lab.errors import LabError
 
 
@@ -39,7 +40,7 @@ def _read_part(part: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     labels: list[int] = []
     for label, name in enumerate(names):
         for path in sorted((part / name).glob("*.png")):
-            images.append(_read_png(path))
+            images.append(read_image(path, "RGB"))
             labels.append(label)
             if images[-1].shape != images[0].shape:
                 raise LabError(
@@ -49,13 +50,3 @@ def _read_part(part: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     if not images:
         raise LabError(f"no .png file in the class folders of {part}")
     return np.stack(images), np.asarray(labels, dtype=np.int64)
-
-
-def _read_png(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError  # needed by this format alone
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise LabError(f"{path} is not a readable image ({error})") from error

@@ -23,32 +23,36 @@ def read(data_dir: Path, classes: int) -> ImageArrays | None:
     path = _find(data_dir, classes)
     if path is None:
         return None
+    arrays = plain_arrays(path)
+    names = arrays.get("classes")
+    return ImageArrays(
+        _channels_last(arrays["x_train"]),
+        to_labels(arrays["y_train"], path),
+        _channels_last(arrays["x_test"]),
+        to_labels(arrays["y_test"], path),
+        class_names(classes) if names is None else tuple(str(name) for name in names),
+    )
+
+
+def plain_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What an .npz file holds: x_train, y_train, x_test, y_test, and `classes` if it is there.
+
+    Raises:
+        LabError: it cannot be read, lacks one of them, or holds pickled objects.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in _KEYS if key not in file]
-            if missing:
+            if missing := [key for key in _KEYS if key not in file]:
                 raise LabError(
                     f"{path} must hold {', '.join(_KEYS)}; it lacks {', '.join(missing)}"
                 )
-            x_train, y_train, x_test, y_test = (file[key] for key in _KEYS)
-            names = (
-                tuple(str(name) for name in file["classes"])
-                if "classes" in file
-                else class_names(classes)
-            )
+            return {key: file[key] for key in (*_KEYS, "classes") if key in file}
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise LabError(f"{path} is not a readable .npz file ({error})") from error
     except ValueError as error:
         if isinstance(error, LabError):
             raise
         raise LabError(f"{path} must hold plain arrays ({error})") from error
-    return ImageArrays(
-        _channels_last(x_train),
-        to_labels(y_train, path),
-        _channels_last(x_test),
-        to_labels(y_test, path),
-        names,
-    )
 
 
 def _find(data_dir: Path, classes: int) -> Path | None:
