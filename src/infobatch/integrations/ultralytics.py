@@ -6,6 +6,7 @@ Source of what it sets right: docs/hosts.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -175,8 +176,36 @@ class _TrainLoader:
         return getattr(self.loader, name)
 
 
-class _PrunedCriterion:
-    """A detection criterion that weights images and takes in the loss of each.
+def per_image_losses(criterion: Any, preds: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of each image, for a loop of one's own: `pruner.update(per_image_losses(...))`.
+
+    Args:
+        criterion: what a detection model's `init_criterion()` returns; it stays as it is.
+        preds: what the model has returned for the images.
+        batch: with "batch_idx", "cls" and "bboxes", as Ultralytics' collate function makes it.
+
+    Returns:
+        (B,) float32, box, class and dfl with their gains. Their sum is that of the stock loss,
+        which Ultralytics makes B times as large as the loss of the batch. Terms are divided by what
+        the batch has in common, the sum of its target scores.
+
+    Raises:
+        MisalignedUpdateError: a loss of another kind than detection's.
+    """
+    criterion = copy(criterion)
+    if type(criterion) is E2ELoss:
+        criterion.one2many, criterion.one2one = copy(criterion.one2many), copy(criterion.one2one)
+    outputs = preds[1] if isinstance(preds, tuple) else preds
+    boxes = outputs.get("one2many", outputs)["boxes"]
+    weights = torch.ones(len(boxes), device=boxes.device, requires_grad=True)
+    with torch.enable_grad():
+        loss, _ = _WeightedCriterion(criterion).weighted(preds, batch, weights)
+        (losses,) = torch.autograd.grad(loss.sum(), weights, create_graph=boxes.requires_grad)
+    return losses
+
+
+class _WeightedCriterion:
+    """A detection criterion, changed so that its images can be weighted.
 
     The batch's loss is linear in its images' weights w, sum_i w_i * l_i, as all terms of an image
     are divided by what the batch has in common. So l_i is the derivative by w_i: gains, class
@@ -184,8 +213,8 @@ class _PrunedCriterion:
     one.
     """
 
-    def __init__(self, criterion: Any, pruner: DataPruner, model: nn.Module) -> None:
-        self.criterion, self.pruner, self.model = criterion, pruner, model
+    def __init__(self, criterion: Any) -> None:
+        self.criterion = criterion
         self._weights: Tensor | None = None  # of the images of the batch; (B,)
         heads: tuple[Any, ...] = (criterion,)
         if type(criterion) is E2ELoss:
@@ -199,20 +228,15 @@ class _PrunedCriterion:
             head.bce = self._weighted_classes(head.bce)
             head.bbox_loss = self._weighted_boxes(head.bbox_loss)
 
-    def __call__(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+    def weighted(
+        self, preds: Any, batch: Mapping[str, Tensor], weights: Tensor
+    ) -> tuple[Tensor, Any]:
         """(3,) weighted loss and its items."""
-        if not self.model.training:
-            return self.criterion(preds, batch)  # type: ignore[no-any-return]
-        images = batch["img"]
-        weights = self.pruner.coming_weights(len(images)).to(images.device, torch.float32)
-        self._weights = weights.requires_grad_()
+        self._weights = weights
         try:
-            loss, items = self.criterion(preds, batch)
+            return self.criterion(preds, batch)  # type: ignore[no-any-return]
         finally:
             self._weights = None
-        (losses,) = torch.autograd.grad(loss.sum(), weights, retain_graph=True)
-        self.pruner.update(losses)
-        return loss, items
 
     def _weighted_classes(self, stock: Any) -> Any:
         """With a loss (B, anchors, classes) that is weighted by image."""
@@ -257,6 +281,25 @@ class _PrunedCriterion:
             )
 
         return loss
+
+
+class _PrunedCriterion(_WeightedCriterion):
+    """A detection criterion that weights images and takes in the loss of each."""
+
+    def __init__(self, criterion: Any, pruner: DataPruner, model: nn.Module) -> None:
+        super().__init__(criterion)
+        self.pruner, self.model = pruner, model
+
+    def __call__(self, preds: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        """(3,) weighted loss and its items."""
+        if not self.model.training:
+            return self.criterion(preds, batch)  # type: ignore[no-any-return]
+        images = batch["img"]
+        weights = self.pruner.coming_weights(len(images)).to(images.device, torch.float32)
+        loss, items = self.weighted(preds, batch, weights.requires_grad_())
+        (losses,) = torch.autograd.grad(loss.sum(), weights, retain_graph=True)
+        self.pruner.update(losses)
+        return loss, items
 
     def __reduce__(self) -> Any:
         """None: a copy of the model, to be averaged or saved, makes a stock criterion itself."""
