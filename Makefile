@@ -44,7 +44,7 @@ test: $(STAMP)  ## Run all tests, the code blocks of README and docs among them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-hosts: .venv-loops/.installed .venv-vision/.installed  ## Run the tests with Lightning, transformers, timm, ... themselves
-	.venv-loops/bin/python -m pytest tests/hosts/loops $(PYTEST_ARGS)
+	.venv-loops/bin/python -m pytest tests/hosts/loops tests/hosts/tasks $(PYTEST_ARGS)
 	.venv-vision/bin/python -m pytest tests/hosts/vision $(PYTEST_ARGS)
 
 # Two environments: where torchvision does not fit torch, its import breaks that of the others.

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tests.hosts.support import run_example
 from tests.lab.support import run_command
 
 from infobatch.lab.errors import LabError
@@ -103,3 +105,21 @@ def test_images_that_are_too_small_are_refused_in_words():
     with pytest.raises(LabError, match="at least 32x32 pixels, got 28x40"):
         model(torch.rand(2, 3, 28, 40))
     model(torch.rand(2, 3, 32, 32))
+
+
+def test_the_example_saves_and_learns(tmp_path):
+    end = run_example("segmentation.py", tmp_path, "--epochs", 8, "--images", 160)
+    assert end.passes == 8 * 160
+    assert end.saved > 0.1
+    assert end.metric > 0.3  # the ground everywhere: 0.2
+
+
+def test_the_example_reads_camvid(streets, tmp_path):
+    with np.load(streets) as arrays:
+        for part in ("train", "test"):
+            for kind, name in (("x", part), ("y", f"{part}annot")):
+                (tmp_path / name).mkdir()
+                for number, pixels in enumerate(arrays[f"{kind}_{part}"][:6]):
+                    Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    end = run_example("segmentation.py", tmp_path, "--epochs", 3, "--data-dir", tmp_path)
+    assert end.passes == 3 * 6

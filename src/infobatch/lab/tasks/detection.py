@@ -78,7 +78,7 @@ TASK = Task(
     model="yolov8",
     threads=1,
     models=tuple(MODELS),
-    load=lambda data_dir: load(data_dir, 160),
+    load=lambda data_dir: load(data_dir, 128),
     build=build,
     prepare=_prepare(0.5, 0.0),
     strong=_prepare(0.5, 0.4),
@@ -93,7 +93,7 @@ TASK = Task(
     batch_of_test=24,
     thumbnail=thumbnail,
     options={
-        "size": Option("160", "longer side that images are scaled to, in pixels"),
+        "size": Option("128", "longer side that images are scaled to, in pixels"),
         "mosaic": Option("0.5", "part of the training images that are made mosaics"),
     },
     remake=_remake,
