@@ -45,7 +45,7 @@ class Shapes(Dataset):
         for _ in range(draw.integers(1, 6)):
             kind, radius = int(draw.integers(1, SHAPES)), int(draw.integers(8, 22))
             x, y = int(draw.integers(0, SIZE[1])), int(draw.integers(0, SIZE[0]))
-            bright = int(draw.integers(80, 220))
+            bright = 45 * kind + int(draw.integers(20, 90))
             for canvas, fill, edge in ((image, bright, bright), (labels, kind, IGNORED)):
                 pen = ImageDraw.Draw(canvas)
                 if kind == 1:
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="CamVid; without it, shapes are drawn")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--images", type=int, default=240, help="number of drawn images")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8)
     args = parser.parse_args()
 
     torch.manual_seed(0)
