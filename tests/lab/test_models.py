@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from infobatch.lab.errors import LabError
+from infobatch.lab.images import Images
 from infobatch.lab.models import MODELS, build_model
 
 # The ResNets' are those of the published CIFAR versions with 10 classes.
 PARAMETERS = {
     "digits-cnn": 8_254,
     "cifar-cnn": 61_338,
+    "vit-tiny": 108_426,
+    "convnext-tiny": 99_178,
     "resnet18": 11_173_962,
     "resnet50": 23_520_842,
 }
@@ -17,20 +20,21 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_the_size_of_its_kind(name):
-    channels = 1 if name == "digits-cnn" else 3
-    model = build_model(name, channels=channels, classes=10, width=None)
+    images = Images(1, 10, 8) if name == "digits-cnn" else Images(3, 10, 32)
+    model = build_model(name, images, None)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
+@pytest.mark.parametrize("size", [8, 32])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_narrow_model_trains_every_parameter(name):
-    model = build_model(name, channels=3, classes=7, width=4)
-    outputs = model(torch.randn(2, 3, 32, 32))
+def test_a_narrow_model_takes_any_size_and_trains_every_parameter(name, size):
+    model = build_model(name, Images(3, 7, size), 4)
+    outputs = model(torch.randn(2, 3, size, size))
     assert outputs.shape == (2, 7)
     outputs.square().sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_an_unknown_model_is_refused_with_the_choices():
-    with pytest.raises(LabError, match=r"unknown model 'vgg'.*digits-cnn, cifar-cnn, resnet18"):
-        build_model("vgg", channels=3, classes=10, width=None)
+    with pytest.raises(LabError, match=r"unknown model 'vgg'.*digits-cnn, cifar-cnn, vit-tiny"):
+        build_model("vgg", Images(3, 10, 32), None)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from infobatch.lab.data import TaskData, TensorData
 from infobatch.lab.datasets import ImageArrays, read_cifar
 from infobatch.lab.datasets.human_labels import read_human_labels
-from infobatch.lab.images import ImageInputs, accuracy, cross_entropy
-from infobatch.lab.models import MODELS, build_model
+from infobatch.lab.images import ImageInputs, Images, accuracy, cross_entropy
+from infobatch.lab.models import ADAPTIVE, MODELS, build_model
 from infobatch.lab.task import Task
 
 
@@ -27,8 +27,9 @@ def cifar_task(
     def load(data_dir: Path | None) -> TensorData:
         return _to_tensors(read_cifar(data_dir, classes=classes))
 
-    def build(name: str, width: int | None, _data: TaskData) -> nn.Module:
-        return build_model(name, channels=3, classes=classes, width=width)
+    def build(name: str, width: int | None, data: TaskData) -> nn.Module:
+        rows, _ = data.samples(torch.tensor([0]))
+        return build_model(name, Images(channels=3, classes=classes, size=rows.shape[-1]), width)
 
     return Task(
         name=f"cifar{classes}",
@@ -48,6 +49,22 @@ def cifar_task(
         evaluate=accuracy,
         by_class_logits=True,
         thumbnail=_thumbnail,
+        architectures=(
+            {"model": "cifar-cnn"},
+            {"model": "resnet18", "width": 16},
+            {"model": "vit-tiny", **ADAPTIVE},
+            {"model": "convnext-tiny", **ADAPTIVE},
+        ),
+        paper={
+            "model": "resnet18",
+            "epochs": 200,
+            "batch_size": 128,
+            "optimizer": "sgd",
+            "lr": 0.2,
+            "schedule": "onecycle",
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.1,
+        },
     )
 
 

@@ -7,9 +7,32 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from infobatch.lab.task import Outcome, Trained
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a model has to know of its images.
+
+    Attributes:
+        channels, classes: how many.
+        size: height and width, in pixels.
+    """
+
+    channels: int
+    classes: int
+    size: int
+
+    @property
+    def patch(self) -> int:
+        """Size of patches: of 2x2 pixels or more, such that they form a grid of 8x8 or less."""
+        return max(2, self.size // 8)
+
+    def patches(self, width: int) -> nn.Module:
+        """A linear map of each patch to `width` channels."""
+        return nn.Conv2d(self.channels, width, self.patch, stride=self.patch)
 
 
 @dataclass(frozen=True)

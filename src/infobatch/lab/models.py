@@ -1,12 +1,14 @@
-"""Small convolutional networks that a CPU can train, and the register of all models."""
+"""Small networks that a CPU can train, and the register of all models for small images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
+from infobatch.lab.images import Images
 from infobatch.lab.registry import choose
 from infobatch.lab.resnet import resnet18, resnet50
 
@@ -33,39 +35,136 @@ class GlobalPoolClassifier(nn.Module):
         return cast(Tensor, self.head(self.trunk(images).mean(dim=(2, 3))))
 
 
-def digits_cnn(channels: int, classes: int, width: int) -> nn.Module:
+def digits_cnn(images: Images, width: int) -> nn.Module:
     """Three convolutions for 8x8 images; 8 thousand parameters at width 12."""
     trunk = nn.Sequential(
-        conv_bn_relu(channels, width),
+        conv_bn_relu(images.channels, width),
         conv_bn_relu(width, 2 * width, stride=2),
         conv_bn_relu(2 * width, 2 * width),
     )
-    return GlobalPoolClassifier(trunk, 2 * width, classes)
+    return GlobalPoolClassifier(trunk, 2 * width, images.classes)
 
 
-def cifar_cnn(channels: int, classes: int, width: int) -> nn.Module:
+def cifar_cnn(images: Images, width: int) -> nn.Module:
     """Four convolutions for 32x32 images; 61 thousand parameters at width 16."""
     trunk = nn.Sequential(
-        conv_bn_relu(channels, width, stride=2),
+        conv_bn_relu(images.channels, width, stride=2),
         conv_bn_relu(width, 2 * width),
         nn.MaxPool2d(2),
         conv_bn_relu(2 * width, 4 * width),
         nn.MaxPool2d(2),
         conv_bn_relu(4 * width, 4 * width),
     )
-    return GlobalPoolClassifier(trunk, 4 * width, classes)
+    return GlobalPoolClassifier(trunk, 4 * width, images.classes)
 
 
-MODELS: dict[str, tuple[Callable[[int, int, int], nn.Module], int]] = {
+class ViT(nn.Module):
+    """A vision transformer without a class token (Dosovitskiy et al., 2021, arXiv 2010.11929).
+
+    Patches are of 2x2 pixels in 8x8 images, and of 4x4 in 32x32 ones. Encoder
+    layers normalise first; what is classified is the mean over the patches.
+
+    Args:
+        width: of a token; a head has 16 channels of it, or all where it is no multiple of 16.
+        depth: encoder layers.
+    """
+
+    def __init__(self, images: Images, width: int, *, depth: int) -> None:
+        super().__init__()
+        self.patches = images.patches(width)
+        self.places = nn.Parameter(0.02 * torch.randn((images.size // images.patch) ** 2, width))
+        layers = (
+            nn.TransformerEncoderLayer(
+                width,
+                nhead=1 if width % 16 else width // 16,
+                dim_feedforward=2 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
+        )  # each drawn anew: nn.TransformerEncoder would start all of them from the same weights
+        self.layers = nn.Sequential(*layers)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, images.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, classes)."""
+        tokens = self.patches(images).flatten(2).transpose(1, 2) + self.places
+        return cast(Tensor, self.head(self.norm(self.layers(tokens)).mean(dim=1)))
+
+
+def vit_tiny(images: Images, width: int) -> nn.Module:
+    """Three encoder layers; 108 thousand parameters at width 64."""
+    return ViT(images, width, depth=3)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps to feature maps."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + scale * body(x): depthwise convolution, normalisation, widened and narrowed by 1x1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 5, padding=2, groups=width),
+            ChannelNorm(width),
+            nn.Conv2d(width, 4 * width, 1),
+            nn.GELU(),
+            nn.Conv2d(4 * width, width, 1),
+        )
+        self.scale = nn.Parameter(0.1 * torch.ones(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) to feature maps."""
+        return cast(Tensor, x + self.scale * self.body(x))
+
+
+def convnext_tiny(images: Images, width: int) -> nn.Module:
+    """Two stages in the manner of ConvNeXt (Liu et al., 2022, arXiv 2201.03545).
+
+    Patches are those of the ViT. Convolutions are 5x5, as larger ones would cover their grid.
+    """
+    trunk = nn.Sequential(
+        images.patches(width),
+        ChannelNorm(width),
+        *(ConvNeXtBlock(width) for _ in range(2)),
+        ChannelNorm(width),
+        nn.Conv2d(width, 2 * width, 2, stride=2),
+        *(ConvNeXtBlock(2 * width) for _ in range(2)),
+        ChannelNorm(2 * width),
+    )
+    return GlobalPoolClassifier(trunk, 2 * width, images.classes)
+
+
+Factory = Callable[[Images, int], nn.Module]
+
+MODELS: dict[str, tuple[Factory, int]] = {
     "digits-cnn": (digits_cnn, 12),
     "cifar-cnn": (cifar_cnn, 16),
+    "vit-tiny": (vit_tiny, 64),
+    "convnext-tiny": (convnext_tiny, 32),
     "resnet18": (resnet18, 64),
     "resnet50": (resnet50, 64),
 }
-"""Every model by name: its factory (channels, classes, width) and its own width."""
+"""Every model by name: its factory, and its own width."""
+
+ADAPTIVE: Mapping[str, str | float] = {
+    "optimizer": "adamw",
+    "lr": 4e-3,
+    "weight_decay": 5e-2,
+}
+"""What `vit-tiny` and `convnext-tiny` learn with, which SGD trains badly."""
 
 
-def build_model(name: str, *, channels: int, classes: int, width: int | None) -> nn.Module:
+def build_model(name: str, images: Images, width: int | None) -> nn.Module:
     """A freshly initialised model; `width` None means the model's own."""
     factory, own_width = choose(name, MODELS, what="model")
-    return factory(channels, classes, own_width if width is None else width)
+    return factory(images, own_width if width is None else width)

@@ -47,7 +47,15 @@ def _lars(parameters: Iterable[nn.Parameter], settings: Settings) -> Optimizer:
 def _lamb(parameters: Iterable[nn.Parameter], settings: Settings) -> Optimizer:
     from pytorch_optimizer import Lamb
 
-    return Lamb(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    # As published. By default the decay would come after the trust ratio, and a bias correction
+    # too, which makes the first steps ten times as long; what turns it off is called adam_debias.
+    return Lamb(
+        parameters,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        weight_decouple=False,
+        adam_debias=True,
+    )
 
 
 _OPTIMIZERS: dict[str, _Build] = {"sgd": _sgd, "adamw": _adamw, "lars": _lars, "lamb": _lamb}

@@ -12,6 +12,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from infobatch.lab.images import Images
+
 
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
@@ -63,11 +65,11 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int, classes: int, width: int, *, depths: Sequence[int], bottleneck: bool
+        self, images: Images, width: int, *, depths: Sequence[int], bottleneck: bool
     ) -> None:
         super().__init__()
         block, expansion = (bottleneck_block, 4) if bottleneck else (basic_block, 1)
-        self.stem = nn.Sequential(_conv_bn(channels, width, 3), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(_conv_bn(images.channels, width, 3), nn.ReLU(inplace=True))
         stages = nn.Sequential()
         features = width
         for stage, depth in enumerate(depths):
@@ -77,18 +79,18 @@ class ResNet(nn.Module):
                 stages.append(block(features, stage_width, stride))
                 features = stage_width * expansion
         self.stages = stages
-        self.head = nn.Linear(features, classes)
+        self.head = nn.Linear(features, images.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, classes)."""
         return cast(Tensor, self.head(self.stages(self.stem(images)).mean(dim=(2, 3))))
 
 
-def resnet18(channels: int, classes: int, width: int) -> nn.Module:
+def resnet18(images: Images, width: int) -> nn.Module:
     """ResNet-18 with 3x3 stem; 11.2 million parameters at width 64."""
-    return ResNet(channels, classes, width, depths=(2, 2, 2, 2), bottleneck=False)
+    return ResNet(images, width, depths=(2, 2, 2, 2), bottleneck=False)
 
 
-def resnet50(channels: int, classes: int, width: int) -> nn.Module:
+def resnet50(images: Images, width: int) -> nn.Module:
     """ResNet-50 with 3x3 stem; 23.5 million parameters at width 64."""
-    return ResNet(channels, classes, width, depths=(3, 4, 6, 3), bottleneck=True)
+    return ResNet(images, width, depths=(3, 4, 6, 3), bottleneck=True)

@@ -15,8 +15,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from infobatch.lab.data import TaskData, TensorData
-from infobatch.lab.images import ImageInputs, accuracy, cross_entropy
-from infobatch.lab.models import MODELS, build_model
+from infobatch.lab.images import ImageInputs, Images, accuracy, cross_entropy
+from infobatch.lab.models import ADAPTIVE, MODELS, build_model
 from infobatch.lab.task import Task
 
 
@@ -38,7 +38,7 @@ def load(_data_dir: Path | None) -> TensorData:
 
 def build(name: str, width: int | None, _data: TaskData) -> nn.Module:
     """A model for one grey channel and ten classes."""
-    return build_model(name, channels=1, classes=10, width=width)
+    return build_model(name, Images(channels=1, classes=10, size=8), width)
 
 
 def thumbnail(image: Tensor) -> np.ndarray:
@@ -63,4 +63,10 @@ TASK = Task(
     evaluate=accuracy,
     by_class_logits=True,
     thumbnail=thumbnail,
+    architectures=(
+        {"model": "digits-cnn"},
+        {"model": "resnet18", "width": 4},
+        {"model": "vit-tiny", "width": 32, **ADAPTIVE},
+        {"model": "convnext-tiny", "width": 16, **ADAPTIVE},
+    ),
 )
