@@ -82,12 +82,12 @@ def training_run(
         cost = 0.75
     settings = replace(SETTINGS, **changes)
     context = ArmContext(
-        dataset_size=len(data.train_targets),
+        dataset_size=len(data),
         epochs=settings.epochs,
         prune_ratio=settings.prune_ratio,
         delta=settings.delta,
         seed=seed,
-        labels=data.train_targets.numpy(),
+        labels=None if data.labels is None else data.labels.numpy(),
         cost=cost,
     )
     return TrainingRun(task, data, chosen.start(context), settings, seed=seed)

@@ -192,8 +192,7 @@ def compare(
             for name, changes in asked.variants(chosen_task).items()
         }
         for changes in variants.values():
-            name_of_model = str(changes.get("model", chosen_task.model))
-            choose(name_of_model, dict.fromkeys(chosen_task.models), what="model")
+            chosen_task.check_model(str(changes.get("model", chosen_task.model)))
         loaded = chosen_task.load(data_dir)
         folder = out or Path("runs") / "-".join(filter(None, (chosen_task.name, preset)))
         results = []

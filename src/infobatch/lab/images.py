@@ -124,13 +124,22 @@ def correct(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(dim=1) == targets).float()
 
 
-def accuracy(run: Trained) -> Outcome:
-    """How often the likeliest class is right, in percent; on all of the test set, and at worst."""
-    found = [(correct(outputs, targets), targets) for outputs, targets in run.test_outputs()]
-    scores = torch.cat([right for right, _ in found]).double()
-    labels = torch.cat([targets for _, targets in found])
+def accuracy(run: Trained, *, top: int | None = None) -> Outcome:
+    """How often the likeliest class is right, in percent; on all of the test set, and at worst.
+
+    Args:
+        run: what is judged.
+        top: also how often one of so many likeliest classes is right.
+    """
+    found = []
+    for outputs, targets in run.test_outputs():
+        ranked = outputs.topk(min(top or 1, outputs.shape[1])).indices
+        found.append((correct(outputs, targets), (ranked == targets[:, None]).any(1), targets))
+    right, near, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    scores = right.double()
     sums = torch.zeros(len(run.data.class_names), dtype=torch.float64, device=scores.device)
     sums = sums.index_add(0, labels, scores)
     sizes = torch.bincount(labels, minlength=len(sums))
     worst = float((sums / sizes)[sizes > 0].min())
-    return Outcome(100 * float(scores.mean()), worst_class=100 * worst)
+    more = {} if top is None else {f"top-{top} accuracy": 100 * float(near.double().mean())}
+    return Outcome(100 * float(scores.mean()), worst_class=100 * worst, more=more)

@@ -1,7 +1,8 @@
-"""ResNet-18 and ResNet-50 for 32x32 images (He et al., 2016, arXiv 1512.03385).
+"""ResNet-18 and ResNet-50 (He et al., 2016, arXiv 1512.03385).
 
-The CIFAR form that the InfoBatch paper trains: a 3x3 stem with stride 1 and no max-pooling, the
-four stages of the ImageNet networks, strides 1, 2, 2, 2.
+For small images in the form that the InfoBatch paper trains on CIFAR: a 3x3 stem with stride 1 and
+no max-pooling, and the four stages of the ImageNet networks, strides 1, 2, 2, 2. For large ones
+with the stem of the ImageNet networks.
 """
 
 from __future__ import annotations
@@ -62,14 +63,26 @@ class ResNet(nn.Module):
     Args:
         depths: blocks per stage.
         bottleneck: bottleneck blocks, with an expansion of 4, in place of basic ones.
+        large: a 7x7 stem with stride 2 and max-pooling, which leave a sixteenth of the pixels.
     """
 
     def __init__(
-        self, images: Images, width: int, *, depths: Sequence[int], bottleneck: bool
+        self,
+        images: Images,
+        width: int,
+        *,
+        depths: Sequence[int],
+        bottleneck: bool,
+        large: bool = False,
     ) -> None:
         super().__init__()
         block, expansion = (bottleneck_block, 4) if bottleneck else (basic_block, 1)
-        self.stem = nn.Sequential(_conv_bn(images.channels, width, 3), nn.ReLU(inplace=True))
+        kernel, stride = (7, 2) if large else (3, 1)
+        self.stem = nn.Sequential(
+            _conv_bn(images.channels, width, kernel, stride), nn.ReLU(inplace=True)
+        )
+        if large:
+            self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         stages = nn.Sequential()
         features = width
         for stage, depth in enumerate(depths):
@@ -94,3 +107,13 @@ def resnet18(images: Images, width: int) -> nn.Module:
 def resnet50(images: Images, width: int) -> nn.Module:
     """ResNet-50 with 3x3 stem; 23.5 million parameters at width 64."""
     return ResNet(images, width, depths=(3, 4, 6, 3), bottleneck=True)
+
+
+def large_resnet18(images: Images, width: int) -> nn.Module:
+    """ResNet-18 for ImageNet; 11.7 million parameters at width 64 with 1,000 classes."""
+    return ResNet(images, width, depths=(2, 2, 2, 2), bottleneck=False, large=True)
+
+
+def large_resnet50(images: Images, width: int) -> nn.Module:
+    """ResNet-50 for ImageNet; 25.6 million parameters at width 64 with 1,000 classes."""
+    return ResNet(images, width, depths=(3, 4, 6, 3), bottleneck=True, large=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from infobatch.lab.data import Prepare, TaskData
 from infobatch.lab.errors import LabError
+from infobatch.lab.registry import choose
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Task:
             grad_clip: defaults; see `Settings`.
         threads: default number of torch threads; 0 leaves torch's choice.
         eval_every: default number of epochs between evaluations; 0: the last one alone.
-        models: names that `--model` takes.
+        models: names that `--model` takes; with "timm:NAME" among them, timm: and any name.
         load: read the data; gets `--data-dir`, or None, and says in a `LabError` what to
             fetch and where to put it when there is nothing.
         build: a fresh model by name and width (None: the model's own) for these data, from the
@@ -155,6 +156,16 @@ class Task:
     remake: Callable[[Mapping[str, str]], Task] | None = None
     architectures: Sequence[Mapping[str, Any]] = ()
     paper: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_model(self, name: str) -> None:
+        """See that `--model` may be this.
+
+        Raises:
+            LabError: the task has no such model.
+        """
+        library, colon, rest = name.partition(":")
+        if not (colon and rest and f"{library}:NAME" in self.models):
+            choose(name, dict.fromkeys(self.models), what="model")
 
     def with_options(self, given: Mapping[str, str]) -> tuple[Task, dict[str, str]]:
         """The task under these options, and the value of every option it has.
