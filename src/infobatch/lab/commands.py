@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from infobatch.lab import display, report, summary
+from infobatch.lab import display, ranks, report, summary
 from infobatch.lab.arm import Arm
 from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, families
 from infobatch.lab.compare import compare as run_comparison
@@ -146,8 +146,8 @@ def compare(
 
     Results are kept as they come. Interrupted, the same command goes on where it stopped.
     """
-    console = _console()
-    with _errors_in_words():
+    with _errors_in_words(), ranks.joined():
+        console = _console()
         chosen_task = choose(task, all_tasks(), what="task")
         chosen_task, options = chosen_task.with_options(_pairs(option or []))
         asked = choose(preset, PRESETS, what="preset") if preset else Preset("")
@@ -215,7 +215,8 @@ def compare(
                 costs=costs,
                 out=folder / name,
             )
-        _show(console, results, folder, [folder / name for name in variants])
+        if ranks.rank() == 0:
+            _show(console, results, folder, [folder / name for name in variants])
 
 
 def _ready(
@@ -294,8 +295,8 @@ def _show(
 
 
 def _console() -> Console:
-    """As wide as the terminal; elsewhere wide enough for the table."""
-    console = Console()
+    """As wide as the terminal; elsewhere wide enough for the table. The first process talks."""
+    console = Console(quiet=ranks.rank() > 0)
     if not console.is_terminal:
         console.width = max(console.width, 190)
     return console
@@ -334,6 +335,8 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise LabError(f"--device {name} cannot be used here ({reason}); try auto") from error
+    if device.index is not None and ranks.count() > 1:
+        raise LabError(f"under torchrun each process has its own device; give cuda, not {name}")
     return device
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from infobatch import DataPruner
-from infobatch.lab import environment
+from infobatch.lab import environment, ranks
 from infobatch.lab.arm import Arm, ArmContext, ArmRun
 from infobatch.lab.arms import COST
 from infobatch.lab.data import TaskData
@@ -70,7 +70,12 @@ def compare(
     Raises:
         LabError: `out` holds results with other settings or damaged ones.
     """
-    results = ResultsFile(out, settings)
+    if settings.batch_size % ranks.count():
+        raise LabError(
+            f"--batch-size is that of all {ranks.count()} processes together and must be a "
+            f"multiple of their number, got {settings.batch_size}"
+        )
+    results = ranks.on_first(lambda: ResultsFile(out, settings))
     due = planned_runs(arms, costs)
     if any(results.find(arm.name, cost, seed) is None for seed in seeds for arm, cost in due):
         _warm_up(task, data, settings)
@@ -83,11 +88,13 @@ def compare(
             else:
                 finished = _run(task, data, settings, arm, cost, seed, results, out, listener)
                 results.add(finished)
-                for path in (out / "checkpoints").glob(f"{finished.label}-{seed}.*"):
-                    path.unlink()
+                if ranks.rank() == 0:
+                    for path in (out / "checkpoints").glob(f"{finished.label}-{seed}.*"):
+                        path.unlink()
             listener.run_ended(finished, reused=reused)
             found.append(finished)
-    if shown := results.find(COST, None, seeds[0]):
+    shown = results.find(COST, None, seeds[0])
+    if shown and ranks.rank() == 0:
         write_thumbnails(task, data, shown.observations, out)
     return found
 
@@ -131,6 +138,11 @@ def _run(
     by_error = arm_run.in_batch is not None and arm_run.in_batch.by_error
     if (arm_run.proxy is not None or by_error) and not task.by_class_logits:
         raise LabError(f"{arm.name} needs a task whose models give one logit for each class")
+    if ranks.count() > 1 and (arm_run.proxy is not None or arm_run.in_batch is not None):
+        raise LabError(
+            f"{arm.name} runs in one process alone: it chooses from all samples of a batch or of a "
+            "proxy run, of which each process has a part; leave it away, or do without torchrun"
+        )
     if arm_run.proxy is None:
         run = TrainingRun(task, data, arm_run, settings, seed=seed)
     else:
@@ -145,7 +157,8 @@ def _run(
     saved = time.monotonic()
     while not run.finished:
         report = run.run_epoch()
-        if not run.finished and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+        due = ranks.rank() == 0 and time.monotonic() - saved >= CHECKPOINT_SECONDS
+        if due and not run.finished:
             save_checkpoint(run, checkpoint)
             saved = time.monotonic()
         listener.epoch_ended(report)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import infobatch
+from infobatch.lab import ranks
 
 
 def versions() -> dict[str, str]:
@@ -25,11 +26,13 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """The device's model, and for a CPU how many cores torch may use."""
+    """The device's model, for a CPU how many cores torch may use, and the processes if several."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = _cpu_model() or platform.processor() or platform.machine()
-    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+        found = torch.cuda.get_device_name(device)
+    else:
+        model = _cpu_model() or platform.processor() or platform.machine()
+        found = f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    return found if ranks.count() == 1 else f"{found}, {ranks.count()} processes"
 
 
 def _cpu_model() -> str:

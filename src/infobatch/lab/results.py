@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infobatch.lab import ranks
 from infobatch.lab.arm import FORWARD_COST
 from infobatch.lab.errors import LabError
 from infobatch.lab.settings import Settings
@@ -240,10 +241,12 @@ class ResultsFile:
         return self._results.get((arm, cost, seed))
 
     def add(self, result: RunResult) -> None:
-        """Append a finished run; on return it is on the disk."""
+        """Append a finished run; on return it is on the disk, where the first process writes it."""
+        self._results[result.arm, result.cost_target, result.seed] = result
+        if ranks.rank() > 0:
+            return
         line = json.dumps(result.to_json(), allow_nan=False) + "\n"
         with self.path.open("ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
-        self._results[result.arm, result.cost_target, result.seed] = result

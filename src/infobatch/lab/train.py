@@ -16,7 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from infobatch.lab import ranks
 from infobatch.lab.arm import ArmRun, InBatch
 from infobatch.lab.data import Batch, TaskData, take
 from infobatch.lab.errors import LabError
@@ -49,6 +51,9 @@ class TrainingRun:
     Runs that share a seed start from the same weights and share the permutation of every epoch.
     Nothing here reads a global random generator once the model is built.
 
+    Under torchrun each process trains on its share of every batch, and the first one evaluates.
+    Batch normalisation is over the whole batch on CUDA, over the share of a process on the CPU.
+
     Args:
         arm_run: the pruner and its number of epochs.
         data: on the device that the run is to use.
@@ -70,8 +75,13 @@ class TrainingRun:
         self.model = initial_model(task, settings, data, seed).to(self.device)
         if settings.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._compute: Callable[..., Any] = (
-            torch.compile(self.model) if settings.compile else self.model
+        trained: nn.Module = self.model
+        if ranks.count() > 1:
+            if self.device.type == "cuda":
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            trained = DistributedDataParallel(self.model)
+        self._train_compute, self._eval_compute = (
+            torch.compile(model) if settings.compile else model for model in (trained, self.model)
         )
         self._prepare = task.prepare
         if settings.augmentation == "strong" and task.strong is not None:
@@ -111,7 +121,7 @@ class TrainingRun:
         self.curves.kept.append(record.kept)
         self.curves.threshold.append(_finite(record.threshold))
         self.curves.mean_loss.append(_finite(record.mean_loss))
-        self.outcome = self.task.evaluate(self) if due else None
+        self.outcome = ranks.on_first(lambda: self.task.evaluate(self)) if due else None
         self.curves.metric.append(None if self.outcome is None else self.outcome.metric)
         self.curves.samples.append(self.cost.passes)
         self.curves.seconds.append(self.wall_seconds)
@@ -122,7 +132,7 @@ class TrainingRun:
         in_batch = self.arm_run.in_batch
         if in_batch is not None and epoch not in in_batch.epochs:
             in_batch = None
-        wanted = self.settings.batch_size
+        wanted = self.settings.batch_size // ranks.count()
         if in_batch is not None:  # so many that what is chosen of them is a batch
             wanted = min(len(self.pruner.sampler), round(wanted / in_batch.keep_ratio))
         sizes = even_sizes(len(self.pruner.sampler), wanted)
@@ -136,8 +146,6 @@ class TrainingRun:
                 if self.arm_run.batch_mean:
                     losses, scores = batch_mean(losses.mean(), len(losses)), None
                 loss = self.pruner.update(losses, scores=scores)
-                self.cost.samples_forwarded += len(losses)
-                self.cost.samples_backpropagated += len(losses)
             self.optimizer.zero_grad()
             loss.backward()
             if self.settings.grad_clip:
@@ -145,9 +153,18 @@ class TrainingRun:
             self.optimizer.step()
             self.scheduler.step()
             self.cost.steps += 1
+        if in_batch is None:  # of all processes
+            kept = self.pruner.history[-1].kept
+            self.cost.samples_forwarded += kept
+            self.cost.samples_backpropagated += kept
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_augmentation_seed(self.seed, epoch, step))
+        place = (
+            (self.seed, epoch, step)
+            if ranks.count() == 1
+            else (self.seed, epoch, step, ranks.rank())
+        )
+        return torch.Generator().manual_seed(_augmentation_seed(*place))
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(B,) losses, and what the samples are ranked by if not by them."""
@@ -197,12 +214,15 @@ class TrainingRun:
         if len(left_out) == 0:
             return
         self.model.eval()
-        found = []
-        for place, part in enumerate(left_out.to(self.device).split(self.task.batch_of_test)):
+        own = left_out[ranks.rank() :: ranks.count()]
+        found = [torch.empty(0, device=self.device)]
+        for place, part in enumerate(own.to(self.device).split(self.task.batch_of_test)):
+            if len(part) == 0:
+                continue
             inputs, targets = self._prepare(*self.data.samples(part), _plain(place), False)
             losses, scores = self._judge(self._forward(inputs), targets)
             found.append(losses if scores is None else scores)
-        self.pruner.rescore(left_out, torch.cat(found))
+        self.pruner.rescore(own, torch.cat(found))
         self.cost.samples_forwarded += len(left_out)
 
     def _forward(self, inputs: Any) -> Any:
@@ -210,7 +230,8 @@ class TrainingRun:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return self._compute(**inputs) if isinstance(inputs, dict) else self._compute(inputs)
+            compute = self._train_compute if self.model.training else self._eval_compute
+            return compute(**inputs) if isinstance(inputs, dict) else compute(inputs)
 
     @torch.no_grad()
     def test_outputs(self) -> Iterator[tuple[Any, Any]]:
@@ -276,9 +297,9 @@ def initial_model(task: Task, settings: Settings, data: TaskData, seed: int) -> 
         return task.build(settings.model, settings.width, data)
 
 
-def _augmentation_seed(seed: int, epoch: int, step: int) -> int:
+def _augmentation_seed(*place: int) -> int:
     """One seed for every step of every run, so that a resumed run goes on as if never stopped."""
-    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
 def _plain(place: int) -> torch.Generator:
@@ -304,9 +325,13 @@ def load_checkpoint(run: TrainingRun, path: Path) -> bool:
     Raises:
         LabError: it belongs to other settings.
     """
-    if not path.exists():
+
+    def read() -> dict[str, Any] | None:
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+    state = ranks.on_first(read)
+    if state is None:
         return False
-    state = torch.load(path, map_location=run.device, weights_only=True)
     if state["settings"] != run.settings.digest:
         raise LabError(
             f"{path} belongs to other settings; use another --out, or delete it to start afresh"
