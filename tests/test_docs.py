@@ -5,8 +5,9 @@
   seeds and a narrower model, and on a few random pictures where the user would bring CIFAR; with
   `--compile`, which takes minutes, and for tasks whose data or extras are not here, they are only
   parsed by the real command line: such a task has tests of its own. `torchrun` runs
-  a script for two epochs. `make`, `pip install`, `git clone`, `python script.py` are checked
-  against the repository. Any other command fails the test.
+  a script for two epochs, and what `-m infobatch` gets is parsed. `make`, `pip install`,
+  `git clone`, `python script.py` are checked against the repository. Any other command fails the
+  test.
 - The new side of a `diff` block, or of each of its hunks, is valid Python.
 - `text` blocks are left alone; any other language fails the test.
 """
@@ -229,7 +230,7 @@ def parse_infobatch(arguments: list[str], place: str) -> None:
             task = choose(given["task"], all_tasks(), what="task")
             pairs = (word.split("=", 1) for word in given["option"] or ())
             task, _ = task.with_options(dict(pairs))
-            choose(given["model"] or task.model, dict.fromkeys(task.models), what="model")
+            task.check_model(given["model"] or task.model)
             choose_arms((given["arms"] or "full").split(","))
     except DocsError:
         raise
@@ -275,7 +276,16 @@ def check_python(arguments: list[str], folder: Path, place: str) -> None:
 
 
 def check_torchrun(arguments: list[str], folder: Path, place: str) -> None:
-    """The script of the repository runs, for two epochs, in as many processes as the page says."""
+    """The script of the repository runs, for two epochs, in as many processes as the page says.
+
+    `-m infobatch` is parsed; tests/lab/test_processes.py runs it.
+    """
+    if "-m" in arguments:
+        at = arguments.index("-m")
+        if arguments[at + 1] != "infobatch":
+            raise DocsError(f"{place}: there is no such module in the repository")
+        parse_infobatch(arguments[at + 2 :], place)
+        return
     scripts = [number for number, word in enumerate(arguments) if word.endswith(".py")]
     if not scripts or not (ROOT / arguments[scripts[0]]).is_file():
         raise DocsError(f"{place}: there is no such script in the repository")

@@ -30,3 +30,13 @@ def test_ultralytics_saves_and_learns(tmp_path, mended):
     with (tmp_path / "sheets" / "run" / "results.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["infobatch/saved_fraction"]) == pytest.approx(end.saved, abs=5.1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_imagenet_saves_and_learns_in_one_process_and_in_two(processes, tmp_path, mended):
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    launcher = several if processes > 1 else []
+    end = run_example("imagenet.py", tmp_path, "--workers", 0, launcher=launcher, path=[mended])
+    assert end.passes == 6 * 600
+    assert end.saved > 0.1
+    assert end.metric > 0.5  # of four classes
