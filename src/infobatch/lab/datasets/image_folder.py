@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -114,12 +115,33 @@ class ImageFiles(Dataset[Tensor | str]):
             self.root, list(self.names[chosen.numpy()]), self.labels[chosen], self.crops
         )
 
-    def load(self, batches: Iterable[list[Key]], workers: int) -> Iterator[list[Tensor | str]]:
+    def load(self, batches: Iterable[list[Key]], workers: int) -> Iterator[Loaded]:
         """Batches of images, read by so many processes ahead of time."""
         loader: DataLoader[Tensor | str] = DataLoader(
-            self, batch_sampler=batches, num_workers=workers, collate_fn=list
+            self, batch_sampler=batches, num_workers=workers, collate_fn=_together
         )
         yield from loader
+
+
+class Loaded(NamedTuple):
+    """A batch of images, uint8 (B, 3, size, size), or those of its keys that can be read.
+
+    Attributes:
+        readable: (B,) which can.
+        problem: in words, of the first one that cannot.
+    """
+
+    images: Tensor
+    readable: Tensor
+    problem: str | None
+
+
+def _together(images: list[Tensor | str]) -> Loaded:
+    """In the worker: one tensor travels to the training, not one for each image."""
+    read = [image for image in images if isinstance(image, Tensor)]
+    readable = torch.tensor([isinstance(image, Tensor) for image in images])
+    problem = next((image for image in images if isinstance(image, str)), None)
+    return Loaded(torch.stack(read) if read else torch.empty(0), readable, problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +178,10 @@ class FolderData(TaskData):
     def __len__(self) -> int:
         return len(self.train)
 
-    def _rows(self, images: list[Tensor | str]) -> Tensor:
-        rows = []
-        for image in images:
-            if isinstance(image, str):
-                raise LabError(f"{image}; mend or delete it, or give --option corrupt=skip")
-            rows.append(image)
-        return torch.stack(rows).to(self.device)
+    def _rows(self, loaded: Loaded) -> Tensor:
+        if loaded.problem is not None:
+            raise LabError(f"{loaded.problem}; mend or delete it, or give --option corrupt=skip")
+        return loaded.images.to(self.device)
 
     def batches(
         self, numbers: Iterable[list[int]], prepare: Prepare, generators: Generators
@@ -177,11 +196,11 @@ class FolderData(TaskData):
                 ahead.append((torch.tensor(batch), generator))
                 yield list(zip(batch, seeds, strict=True))
 
-        for images in self.train.load(keys(), self.workers):
+        for loaded in self.train.load(keys(), self.workers):
             indices, generator = ahead.popleft()
             targets = self.labels[indices].to(self.device)
             yield Batch(
-                indices.to(self.device), *prepare(self._rows(images), targets, generator, True)
+                indices.to(self.device), *prepare(self._rows(loaded), targets, generator, True)
             )
 
     def _in_order(self, files: ImageFiles, indices: Tensor, size: int) -> Iterator[Tensor]:
@@ -236,12 +255,10 @@ def _readable(files: ImageFiles, workers: int) -> ImageFiles:
     parts: list[list[Key]] = [
         [(index, None) for index in part.tolist()] for part in torch.arange(len(files)).split(_FEW)
     ]
-    readable = [
-        not isinstance(image, str) for images in files.load(parts, workers) for image in images
-    ]
-    if not any(readable):
+    readable = torch.cat([loaded.readable for loaded in files.load(parts, workers)])
+    if not bool(readable.any()):
         raise LabError(f"{files.root} holds no image that can be read")
-    return files.only(torch.tensor(readable).nonzero().flatten())
+    return files.only(readable.nonzero().flatten())
 
 
 def read_image_folder(data_dir: Path, crops: Crops, workers: int) -> FolderData:
