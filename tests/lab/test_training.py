@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from tests.lab.support import AUGMENTED, DIGITS, SETTINGS, digits, finish, training_run
+from torch import nn
 
 from infobatch.lab.arms import all_arms
 from infobatch.lab.compare import compare
@@ -24,6 +25,7 @@ from infobatch.lab.train import (
 )
 from infobatch.plan import shuffled
 
+DROPPED = replace(DIGITS, build=lambda *given: nn.Sequential(nn.Dropout(0.2), DIGITS.build(*given)))
 ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "random")
 
 
@@ -188,6 +190,30 @@ def test_every_step_of_every_epoch_and_seed_is_augmented_anew(data):
     assert len(drawn) == len(set(drawn)) == 2 * 6 * 5
 
 
+def test_what_a_model_draws_is_new_in_every_step_and_not_what_its_batch_is_augmented_with(data):
+    draws = []
+
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = DIGITS.build("digits-cnn", 4, data)
+
+        def forward(self, images):
+            if self.training:
+                draws.append(torch.rand(1).item())
+            return self.inner(images)
+
+    def recorded(rows, targets, generator, training):
+        if training:
+            draws.append(torch.rand(1, generator=generator).item())
+        return DIGITS.prepare.inputs(rows, None), targets
+
+    task = replace(DIGITS, build=lambda *_: Drawing(), prepare=recorded)
+    for seed in (0, 1):
+        finish(training_run("full", data, task=task, seed=seed, eval_every=6))
+    assert len(draws) == len(set(draws)) == 2 * 2 * 6 * 5
+
+
 def test_an_infobatch_run_that_saves_nothing_is_matched_too(data):
     run = training_run("random", data, cost=1.0)
     assert finish(run).cost.samples_forwarded == 1200
@@ -202,7 +228,9 @@ def test_cost_is_counted_where_it_is_spent(arm, data):
     assert run.cost.steps == sum(-(-kept // 40) for kept in run.curves.kept)
 
 
-@pytest.mark.parametrize("task", [DIGITS, AUGMENTED], ids=["plain", "augmented"])
+@pytest.mark.parametrize(
+    "task", [DIGITS, AUGMENTED, DROPPED], ids=["plain", "augmented", "dropout"]
+)
 @pytest.mark.parametrize("arm", ["full", "infobatch", "infobatch-quantile", "ucb", "es", "ies"])
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(
@@ -264,13 +292,14 @@ def test_without_a_checkpoint_a_run_starts_afresh(data, tmp_path):
     assert not load_checkpoint(training_run("full", data), tmp_path / "none.pt")
 
 
-def test_global_generators_are_neither_read_nor_written(data):
+@pytest.mark.parametrize("task", [DIGITS, DROPPED], ids=["plain", "dropout"])
+def test_global_generators_do_not_matter_and_are_not_written(task, data):
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the global generator is what this is about
         before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-        run = training_run("infobatch", data)
+        run = training_run("infobatch", data, task=task)
         run.run_epoch()
         run.run_epoch()
         assert torch.equal(torch.get_rng_state(), before[0])

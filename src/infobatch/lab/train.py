@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -49,7 +49,8 @@ class TrainingRun:
     """One model trained by one arm with one seed.
 
     Runs that share a seed start from the same weights and share the permutation of every epoch.
-    Nothing here reads a global random generator once the model is built.
+    Models that draw in the forward pass, for dropout, draw from the global generator: it is seeded
+    for every step, and restored after the epoch. Nothing else here reads it.
 
     Under torchrun each process trains on its share of every batch, and the first one evaluates.
     Batch normalisation is over the whole batch on CUDA, over the share of a process on the CPU.
@@ -108,7 +109,7 @@ class TrainingRun:
         with self._clock():
             plan = self.pruner.plan  # otherwise made when the sampler is iterated
         self.observer.before_epoch(plan, self.pruner.scores)
-        with self._clock():
+        with self._clock(), self._generators_restored():
             left_out = plan.pruned if self.arm_run.refresh else None
             self._train_epoch(epoch)
             if left_out is not None:
@@ -138,7 +139,9 @@ class TrainingRun:
         sizes = even_sizes(len(self.pruner.sampler), wanted)
         drawn = iter(self.pruner.sampler)
         numbers = (list(islice(drawn, size)) for size in sizes)
-        for batch in self.data.batches(numbers, self._prepare, partial(self._generator, epoch)):
+        batches = self.data.batches(numbers, self._prepare, partial(self._generator, epoch))
+        for step, batch in enumerate(batches):
+            self._seed_model(_step_seed(self.seed, epoch, step, of_model=True))
             if in_batch is not None:
                 loss = self._choose_in_batch(in_batch, batch)
             else:
@@ -159,12 +162,7 @@ class TrainingRun:
             self.cost.samples_backpropagated += kept
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
-        place = (
-            (self.seed, epoch, step)
-            if ranks.count() == 1
-            else (self.seed, epoch, step, ranks.rank())
-        )
-        return torch.Generator().manual_seed(_augmentation_seed(*place))
+        return torch.Generator().manual_seed(_step_seed(self.seed, epoch, step))
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(B,) losses, and what the samples are ranked by if not by them."""
@@ -241,6 +239,17 @@ class TrainingRun:
             inputs, targets = self._prepare(*rows, _plain(place), False)
             yield self._forward(inputs), targets
 
+    def _seed_model(self, seed: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # a hundred times faster than for all devices
+        else:
+            torch.manual_seed(seed)
+
+    def _generators_restored(self) -> AbstractContextManager[None]:
+        if self.device.type == "cpu":
+            return torch.random.fork_rng(devices=[])
+        return torch.random.fork_rng(devices=[self.device], device_type=self.device.type)
+
     @contextmanager
     def _clock(self) -> Iterator[None]:
         """Count the time of a block, up to when the device has done what it was given."""
@@ -297,8 +306,14 @@ def initial_model(task: Task, settings: Settings, data: TaskData, seed: int) -> 
         return task.build(settings.model, settings.width, data)
 
 
-def _augmentation_seed(*place: int) -> int:
-    """One seed for every step of every run, so that a resumed run goes on as if never stopped."""
+def _step_seed(seed: int, epoch: int, step: int, *, of_model: bool = False) -> int:
+    """One for every step, so that a resumed run goes on as if never stopped.
+
+    What the model draws is independent of what its batch is augmented with, and so are processes.
+    """
+    place: tuple[int, ...] = (seed, epoch, step, 1) if of_model else (seed, epoch, step)
+    if ranks.count() > 1:
+        place = (seed, epoch, step, ranks.rank(), int(of_model))
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
