@@ -36,7 +36,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
 
 def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """The lines that are not blank, stripped, with their numbers from 1."""
-    # Not splitlines: it takes characters such as U+0085 for line ends, and data sets have them.
+    # Not splitlines: it takes characters such as U+0085, which texts may hold, for line ends.
     for number, line in enumerate(read_text(path, encoding).split("\n"), start=1):
         if line.strip():
             yield number, line.strip()

@@ -1,0 +1,71 @@
+"""What text tasks share: a byte-level tokenizer, its training, and token tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from infobatch.lab.data import TensorData
+from infobatch.lab.errors import LabError
+from infobatch.lab.extras import need
+
+SPECIAL = 0
+"""The token that is no text: padding of sentences, and what stands before each document."""
+
+
+@dataclass(frozen=True)
+class TextData(TensorData):
+    """Token numbers (N, T), int32.
+
+    Attributes:
+        vocabulary: tokens that there are.
+        test_bytes: bytes of the test part's text, in UTF-8.
+    """
+
+    vocabulary: int = 0
+    test_bytes: int = 0
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """Byte-level BPE (Sennrich et al., 2016; on bytes, Radford et al., 2019) of these texts alone.
+
+    Token 0 is `SPECIAL` and comes out of no text. All bytes are tokens, so any text can be encoded.
+
+    Args:
+        texts: the training part.
+        vocabulary: tokens at most, the 256 bytes and `SPECIAL` among them.
+
+    Returns:
+        A `tokenizers.Tokenizer`.
+    """
+    tokenizers = need("tokenizers", "tasks")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|special|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True  # in a text its name is text like any other
+    return tokenizer
+
+
+def whole_number(options: Mapping[str, str], name: str, *, at_least: int) -> int:
+    """An option's value.
+
+    Raises:
+        LabError: it is no such number.
+    """
+    try:
+        value = int(options[name])
+    except ValueError:
+        value = at_least - 1
+    if value < at_least:
+        raise LabError(
+            f"--option {name} must be a whole number from {at_least} up, got {options[name]}"
+        )
+    return value
