@@ -100,7 +100,7 @@ def _remake(values: Mapping[str, str]) -> Task:
 TASK = Task(
     name="sentence-polarity",
     description="sentence polarity (film reviews), 10,662 sentences, 2 classes",
-    epochs=8,
+    epochs=5,
     batch_size=64,
     lr=1e-3,
     model="transformer",
