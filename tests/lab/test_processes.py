@@ -32,10 +32,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def of_pairs(count, largest):
     """The batches of two processes: even ones, as each has one half."""
-    return 2 * _even(-(-count // 2), largest // 2)
+    return [2 * size for size in _even(-(-count // 2), largest // 2)]
 
 
-_even = train.even_batch_size
+_even = train.even_sizes
 
 
 def assert_same_results(several, alone):
@@ -59,7 +59,7 @@ def test_two_processes_write_the_results_of_one(tmp_path, monkeypatch):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    monkeypatch.setattr(train, "even_batch_size", of_pairs)
+    monkeypatch.setattr(train, "even_sizes", of_pairs)
     alone = run_command("compare", *SMALL, "--out", str(tmp_path / "one"))
     assert alone.exit_code == 0, alone.output
     assert_same_results(read_results(out), read_results(tmp_path / "one"))
@@ -106,7 +106,7 @@ def test_an_interrupted_comparison_goes_on_with_any_number_of_processes(
     assert [result.arm for result in read_results(tmp_path)] == ["full"]
     assert [path.name for path in tmp_path.glob("checkpoints/*")] == ["infobatch-0.pt"]
 
-    monkeypatch.setattr(train, "even_batch_size", of_pairs)
+    monkeypatch.setattr(train, "even_sizes", of_pairs)
     monkeypatch.setattr(comparing, "CHECKPOINT_SECONDS", 0.0)
     if processes == 2:
         found = results_of(2, compared, tmp_path, ["full", "infobatch"])[1]

@@ -41,9 +41,11 @@ class TaskData(ABC):
 
     Attributes:
         class_names: of the classes that samples belong to; empty where they belong to none.
+        reads_ahead: whether `batches` draws numbers long before it yields their batch.
     """
 
     class_names: tuple[str, ...] = ()
+    reads_ahead = False
 
     @property
     @abstractmethod

@@ -148,7 +148,7 @@ class TrainingRun:
                 losses, scores = self._losses(batch)
                 if self.arm_run.batch_mean:
                     losses, scores = batch_mean(losses.mean(), len(losses)), None
-                loss = self.pruner.update(losses, scores=scores)
+                loss = self._update(losses, batch, scores)
             self.optimizer.zero_grad()
             loss.backward()
             if self.settings.grad_clip:
@@ -163,6 +163,11 @@ class TrainingRun:
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
         return torch.Generator().manual_seed(_step_seed(self.seed, epoch, step))
+
+    def _update(self, losses: Tensor, batch: Batch, scores: Tensor | None = None) -> Tensor:
+        """By index where data are read ahead: the order of batches of unlike size would not show."""
+        indices = batch.indices if self.data.reads_ahead else None
+        return self.pruner.update(losses, scores=scores, indices=indices)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(B,) losses, and what the samples are ranked by if not by them."""
@@ -192,7 +197,7 @@ class TrainingRun:
                     error = probabilities - F.one_hot(targets, outputs.shape[1])
                     by_error.append(error.norm(dim=1))
         ranked = torch.cat(found)
-        self.pruner.update(ranked)
+        self._update(ranked, batch)
         pruner = chooser.pruner
         due = int(chooser.keep_ratio * (pruner.forwarded + count)) - pruner.backpropagated
         keep = min(count, max(1, due))

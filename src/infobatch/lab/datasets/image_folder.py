@@ -158,6 +158,8 @@ class FolderData(TaskData):
         left_out: files that were not readable and are no samples.
     """
 
+    reads_ahead = True
+
     train: ImageFiles
     test: ImageFiles
     class_names: tuple[str, ...] = ()
