@@ -165,7 +165,7 @@ class TrainingRun:
         return torch.Generator().manual_seed(_step_seed(self.seed, epoch, step))
 
     def _update(self, losses: Tensor, batch: Batch, scores: Tensor | None = None) -> Tensor:
-        """By index where data are read ahead: the order of batches of unlike size would not show."""
+        """By index where data are read ahead: batches of unlike size would not show their order."""
         indices = batch.indices if self.data.reads_ahead else None
         return self.pruner.update(losses, scores=scores, indices=indices)
 
