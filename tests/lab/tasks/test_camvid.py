@@ -223,14 +223,15 @@ def test_what_stands_at_unlabelled_pixels_has_no_influence():
 
 
 def test_mean_iou_is_that_of_the_definition():
-    targets = torch.tensor([[[0, 0, 1, 1]], [[1, 2, IGNORED, IGNORED]]])
-    predicted = torch.tensor([[[0, 1, 1, 1]], [[1, 0, 0, 4]]])
+    targets = torch.tensor([[[0, 0, 1, 1]], [[1, 2, 2, IGNORED]]])
+    predicted = torch.tensor([[[0, 1, 1, 1]], [[1, 0, 4, 4]]])
     logits = F.one_hot(predicted, 5).permute(0, 3, 1, 2).float()
     run = SimpleNamespace(
         test_outputs=lambda: (((logits[i : i + 1],), targets[i : i + 1]) for i in range(2))
     )
     outcome = mean_iou(run)
-    # Class 0: 1 of {2 there, 2 predicted}: 1/3. Class 1: 3 of {3, 4}: 3/4. Class 2: 0 of {1, 0}.
+    # Class 0: 1 of {2 there, 2 predicted}: 1/3. Class 1: 3 of {3, 4}: 3/4. Class 2: 0 of {2, 0}.
+    # Class 4 is only predicted: it counts against class 2 and has no IoU of its own.
     assert outcome.metric == pytest.approx(100 * (1 / 3 + 3 / 4 + 0) / 3)
     assert outcome.worst_class == 0
-    assert outcome.more["pixel accuracy"] == pytest.approx(100 * 4 / 6)
+    assert outcome.more["pixel accuracy"] == pytest.approx(100 * 4 / 7)
