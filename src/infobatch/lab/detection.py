@@ -200,7 +200,7 @@ class Detector(nn.Module):
         if self._criterion is None:  # once the model is where it is to stay
             model: Any = self.model
             self._criterion = model.init_criterion()
-        preds = self.model(images)
+        preds = _in_float32(self.model(images))
         height, width = images.shape[2:]
         scale = images.new_tensor([width, height, width, height])
         return Detections(preds, lambda targets: self._losses(preds, targets, scale))
@@ -217,6 +217,15 @@ class Detector(nn.Module):
             "bboxes": torch.cat([(corner + opposite) / 2, opposite - corner], dim=1),
         }
         return per_image_losses(self._criterion, preds, batch)
+
+
+def _in_float32(preds: Any) -> Any:
+    """Tensors of dicts, lists and tuples; a small loss from bfloat16 logits would be 0."""
+    if isinstance(preds, Tensor):
+        return preds.float()
+    if isinstance(preds, dict):
+        return {name: _in_float32(part) for name, part in preds.items()}
+    return type(preds)(_in_float32(part) for part in preds)
 
 
 def image_loss(outputs: Detections, targets: Tensor, _label_smoothing: float) -> Tensor:

@@ -129,6 +129,16 @@ def test_losses_are_found_without_gradients_too():
     assert (losses[[0, 2]] > losses[[1, 3]]).all()
 
 
+def test_losses_are_computed_in_float32_whatever_the_model_computes_in():
+    detector, images, targets = detector_and_targets()
+    exact = image_loss(detector(images), targets, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = detector(images)
+    losses = image_loss(outputs, targets, 0.0)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, exact, rtol=0.1, atol=0)
+
+
 def decoded(targets, seed=0):
     """Noisy detections of what is there and of what is not, as the model decodes them."""
     generator = torch.Generator().manual_seed(seed)
