@@ -64,7 +64,7 @@ torch.manual_seed(0)
 drawn = tempfile.TemporaryDirectory()
 if args.data_dir is None:
     noise = np.random.default_rng(0)
-    draw(Path(drawn.name) / "train", 150, noise)
+    draw(Path(drawn.name) / "train", 100, noise)
     draw(Path(drawn.name) / "val", 20, noise)
 data_dir = args.data_dir or Path(drawn.name)
 size = args.size or (224 if args.data_dir else 32)

@@ -37,6 +37,6 @@ def test_imagenet_saves_and_learns_in_one_process_and_in_two(processes, tmp_path
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     launcher = several if processes > 1 else []
     end = run_example("imagenet.py", tmp_path, "--workers", 0, launcher=launcher, path=[mended])
-    assert end.passes == 6 * 600
+    assert end.passes == 6 * 400
     assert end.saved > 0.1
     assert end.metric > 0.5  # of four classes
