@@ -29,7 +29,7 @@ parser.add_argument("--data-dir", type=Path, help="with train/CLASS/* and val/CL
 parser.add_argument("--arch", default="resnet18", help="a model of torchvision")
 parser.add_argument("--epochs", type=int, default=6)
 parser.add_argument("--batch-size", type=int, default=32, help="of all processes together")
-parser.add_argument("--lr", type=float, default=0.1)
+parser.add_argument("--lr", type=float, default=0.02)
 parser.add_argument("--size", type=int, help="of images; 224, and 32 for the drawn ones")
 parser.add_argument("--workers", type=int, default=2)
 args = parser.parse_args()
