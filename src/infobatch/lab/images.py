@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +132,20 @@ def accuracy(run: Trained, *, top: int | None = None) -> Outcome:
         run: what is judged.
         top: also how often one of so many likeliest classes is right.
     """
+    return accuracy_of(run.test_outputs(), len(run.data.class_names), top=top)
+
+
+def accuracy_of(
+    batches: Iterable[tuple[Tensor, Tensor]], classes: int, *, top: int | None = None
+) -> Outcome:
+    """The same of logits (B, classes) and labels (B,), batch by batch."""
     found = []
-    for outputs, targets in run.test_outputs():
+    for outputs, targets in batches:
         ranked = outputs.topk(min(top or 1, outputs.shape[1])).indices
         found.append((correct(outputs, targets), (ranked == targets[:, None]).any(1), targets))
     right, near, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     scores = right.double()
-    sums = torch.zeros(len(run.data.class_names), dtype=torch.float64, device=scores.device)
+    sums = torch.zeros(classes, dtype=torch.float64, device=scores.device)
     sums = sums.index_add(0, labels, scores)
     sizes = torch.bincount(labels, minlength=len(sums))
     worst = float((sums / sizes)[sizes > 0].min())
