@@ -126,7 +126,7 @@ TASK = Task(
     threads=1,
     models=tuple(VITS),
     loss=loss,
-    metric=Metric("accuracy, fine-tuned", margin=2.0),
+    metric=Metric("accuracy, fine-tuned", margin=1.0),
     optimizer="adamw",
     schedule="cosine",
     weight_decay=0.05,
