@@ -232,6 +232,21 @@ def test_options_change_the_task_and_are_recorded(monkeypatch, tmp_path):
     assert "--option ink=blue --option size=8" in run.settings.command(["full"], [0])
 
 
+def test_a_preset_may_set_options_and_what_is_given_goes_first(monkeypatch, tmp_path):
+    options = {"ink": Option("black", "colour"), "size": Option("8", "pixels")}
+    paper = {"epochs": 2, "options": {"ink": "blue", "size": "9"}}
+    task = replace(DIGITS, options=options, paper=paper)
+    monkeypatch.setattr(commands, "all_tasks", lambda: {"digits": task})
+    result = run_command(
+        *("compare", "--preset", "paper", "--arms", "full", "--seeds", "1", "--limit-train", "50"),
+        *("--option", "size=7", "--out", str(tmp_path)),
+    )
+    assert result.exit_code == 0, result.output
+    (run,) = read_results(tmp_path)
+    assert run.settings.options == {"ink": "blue", "size": "7"}
+    assert run.settings.epochs == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

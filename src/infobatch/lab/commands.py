@@ -149,8 +149,9 @@ def compare(
     with _errors_in_words(), ranks.joined():
         console = _console()
         chosen_task = choose(task, all_tasks(), what="task")
-        chosen_task, options = chosen_task.with_options(_pairs(option or []))
         asked = choose(preset, PRESETS, what="preset") if preset else Preset("")
+        preset_options = asked.settings(chosen_task).get("options", {})
+        chosen_task, options = chosen_task.with_options({**preset_options, **_pairs(option or [])})
         names = (
             [name.strip() for name in arms.split(",")]
             if arms is not None

@@ -123,7 +123,8 @@ class Task:
         remake: the task under other values of its options.
         architectures: settings for kinds of models, a model's name among them, for
             `--preset architectures`.
-        paper: settings of the InfoBatch paper for this task, for `--preset paper`.
+        paper: settings of the InfoBatch paper for this task, for `--preset paper`; its options
+            by name under "options".
     """
 
     name: str
