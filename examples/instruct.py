@@ -119,7 +119,8 @@ else:
     records = generated(1000)
 if args.weights:
     tokenizer = AutoTokenizer.from_pretrained(args.weights)
-    model = AutoModelForCausalLM.from_pretrained(args.weights)
+    dtype = "auto" if args.lora else torch.float32  # of weights that stay as they are
+    model = AutoModelForCausalLM.from_pretrained(args.weights, dtype=dtype)
 else:
     tokenizer = train_tokenizer(records)
     config = LlamaConfig(
@@ -134,7 +135,8 @@ else:
     model = LlamaForCausalLM(config)
 if args.lora:
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    model = get_peft_model(model, LoraConfig(r=args.lora, target_modules=targets))
+    adapters = LoraConfig(r=args.lora, lora_alpha=args.lora, target_modules=targets)
+    model = get_peft_model(model, adapters)
 model.to(device)
 
 samples = [encode(record, tokenizer, args.cutoff) for record in records]

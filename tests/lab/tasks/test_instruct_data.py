@@ -171,6 +171,12 @@ def test_a_coreset_is_so_many_records_in_their_order_and_always_the_same(
     assert choose_records(everything, "none") == everything
 
 
+def test_chosen_records_can_be_written_as_a_file_of_alpaca_s(tmp_path):
+    chosen = choose_records(records(), "dq:40")
+    train, test = read_alpaca(write_alpaca(tmp_path, [vars(record) for record in chosen]))
+    assert sorted(map(repr, train + test)) == sorted(map(repr, chosen))
+
+
 def test_dq_sees_which_records_speak_of_the_same():
     everything = records(90)
     x = features_of(everything)
