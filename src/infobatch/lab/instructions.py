@@ -21,6 +21,7 @@ from infobatch.lab.data import TensorData
 from infobatch.lab.datasets.instructions import Record
 from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
+from infobatch.lab.text import SPECIAL, train_tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ PART = 2000
 
 _NOTHING = -1  # in place of a token, behind the end of a sequence
 _COMPONENTS = 64
-_SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,16 @@ def prepare(
 # ------------------------------------------------------------------ tokens
 
 
-def train_tokenizer(records: Sequence[Record], vocab: int) -> Any:
-    """A byte-level BPE tokenizer with so many tokens, of `LEARN_FROM` of the records."""
-    tokenizers = need("tokenizers", "tasks")
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=list(_SPECIAL.values()),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+def learn_tokenizer(records: Sequence[Record], vocabulary: int) -> Any:
+    """A tokenizer of at most so many tokens, learned from `LEARN_FROM` of the records.
+
+    One special token begins and ends sequences.
+    """
     step = math.ceil(len(records) / LEARN_FROM)
-    texts = (prompt(record) + record.output for record in records[::step])
-    bpe.train_from_iterator(texts, trainer)
-    transformers = need("transformers", "tasks")
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **_SPECIAL)
+    bpe = train_tokenizer((prompt(one) + one.output for one in records[::step]), vocabulary)
+    special = bpe.id_to_token(SPECIAL)
+    wrapped = need("transformers", "tasks").PreTrainedTokenizerFast
+    return wrapped(tokenizer_object=bpe, bos_token=special, eos_token=special)
 
 
 def read_tokenizer(folder: Path) -> Any:

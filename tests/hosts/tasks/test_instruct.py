@@ -15,7 +15,7 @@ from infobatch.lab.arm import ArmContext
 from infobatch.lab.arms import all_arms
 from infobatch.lab.datasets.instructions import Record
 from infobatch.lab.errors import LabError
-from infobatch.lab.instructions import IGNORED, encode, prompt_tokens, train_tokenizer
+from infobatch.lab.instructions import IGNORED, encode, learn_tokenizer, prompt_tokens
 from infobatch.lab.results import read_results
 from infobatch.lab.settings import Settings
 from infobatch.lab.tasks import all_tasks
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 
 def instruct(**options):
-    small = {"coreset": "none", "vocab": "320", "layers": "1", "cutoff": "64"}
+    small = {"coreset": "none", "vocabulary": "320", "layers": "1", "cutoff": "64"}
     return all_tasks()["instruct"].with_options({**small, **options})[0]
 
 
@@ -70,7 +70,7 @@ def training_run(task, data, **changes):
 
 
 def compare(folder, out, *arguments):
-    small = ("coreset=none", "vocab=320", "layers=1", "cutoff=64")
+    small = ("coreset=none", "vocabulary=320", "layers=1", "cutoff=64")
     options = [word for option in small for word in ("--option", option)]
     return run_command(
         *("compare", "--task", "instruct", "--data-dir", str(folder), "--out", str(out)),
@@ -160,34 +160,31 @@ def test_targets_are_the_answer_and_its_end(folder):
     for inputs, targets in zip(data.train_inputs, data.train_targets, strict=True):
         text = tokenizer.decode(inputs[inputs >= 0])
         answer = tokenizer.decode(targets[targets != IGNORED])
-        assert text.startswith("<s>### Instruction:\n")
+        assert text.startswith("<|special|>### Instruction:\n")
         assert text.endswith("### Response:\n" + answer)
-        assert answer.endswith("</s>")
-        assert len(answer) > len("</s>")
+        assert answer.endswith("<|special|>")
+        assert len(answer) > len("<|special|>")
 
 
 def test_what_is_cut_and_what_is_left_out_is_counted(caplog):
     short, long = Record("Count.", "", "one"), Record("Count.", "", "one two three " * 20)
     wordy = Record("Count with me from one to three, " * 20, "", "one")
-    tokenizer = train_tokenizer([short, long, wordy], 320)
+    tokenizer = learn_tokenizer([short, long, wordy], 320)
     inputs, targets = encode([long, wordy, short, long], tokenizer, 40, "training set")
     assert "of 4 sequences 2 are cut at 40 tokens, and 1, whose prompts" in caplog.text
     assert inputs.shape == (3, 40)
     assert (targets != IGNORED).any(1).all()
-    assert (inputs == tokenizer.eos_token_id).sum(1).tolist() == [0, 1, 0]
+    assert (targets == tokenizer.eos_token_id).sum(1).tolist() == [0, 1, 0]
     with pytest.raises(LabError, match="no prompt has fewer than --option cutoff=40 tokens"):
         encode([wordy], tokenizer, 40, "training set")
 
 
 def test_text_that_looks_like_a_special_token_is_text():
-    record = Record("What is </s>?", "", "<s>struck out</s>")
-    tokenizer = train_tokenizer([record], 320)
+    record = Record("What is <|special|>?", "", "<|special|> again<|special|>")
+    tokenizer = learn_tokenizer([record], 320)
     inputs, _ = encode([record], tokenizer, 512, "training set")
-    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
-    assert torch.isin(inputs[0], torch.tensor(special)).nonzero().flatten().tolist() == [
-        0,
-        inputs.shape[1] - 1,
-    ]
+    places = (inputs[0] == tokenizer.eos_token_id).nonzero().flatten().tolist()
+    assert places == [0, inputs.shape[1] - 1]
 
 
 def test_another_process_has_the_same_tokens(folder):
@@ -295,9 +292,9 @@ def test_checkpointing_changes_memory_and_nothing_else(folder):
     ("options", "message"),
     [
         ({"lora": "16"}, "lora=16 adapts pretrained weights"),
-        ({"cutoff": "7"}, "cutoff must be a whole number of at least 8, got 7"),
-        ({"vocab": "1e3"}, "vocab must be a whole number of at least 300, got 1e3"),
-        ({"exact": "-1"}, "exact must be a whole number of at least 0, got -1"),
+        ({"cutoff": "7"}, "cutoff must be a whole number from 8 up, got 7"),
+        ({"vocabulary": "1e3"}, "vocabulary must be a whole number from 257 up, got 1e3"),
+        ({"exact": "-1"}, "exact must be a whole number from 0 up, got -1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):
@@ -329,7 +326,7 @@ def test_folders_without_a_usable_model_are_refused_in_words(folder, pretrained,
     (tmp_path / "config.json").write_text((pretrained / "config.json").read_text())
     with pytest.raises(LabError, match="has no readable tokenizer"):
         instruct(weights=str(tmp_path)).load(folder)
-    train_tokenizer([Record(**entry) for entry in entries()], 340).save_pretrained(tmp_path)
+    learn_tokenizer([Record(**entry) for entry in entries()], 340).save_pretrained(tmp_path)
     task = instruct(weights=str(tmp_path))
     data = task.load(folder)
     with pytest.raises(LabError, match="has no readable weights"):

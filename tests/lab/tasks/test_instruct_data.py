@@ -153,7 +153,8 @@ def test_the_prompt_has_the_sections_of_stanford_alpaca():
 
 
 def records(count=300):
-    return [Record(**entry) for entry in alpaca_entries(count)]
+    entries = alpaca_entries(count)
+    return [Record(**{name: text.strip() for name, text in entry.items()}) for entry in entries]
 
 
 @pytest.mark.parametrize("coreset", ["random:40", "dq:40"])
@@ -191,8 +192,8 @@ def test_dq_sees_which_records_speak_of_the_same():
         ("el2n:40", "coreset must be none, random:N or dq:N, got el2n:40"),
         ("dq", "coreset must be none, random:N or dq:N, got dq"),
         ("dq:1e3", "coreset must be none, random:N or dq:N, got dq:1e3"),
-        ("random:301", "coreset must name 1 to 300, got 301"),
-        ("dq:0", "coreset must name 1 to 300, got 0"),
+        ("random:301", "coreset must name 1 to 300 records, got 301"),
+        ("dq:0", "coreset must name 1 to 300 records, got 0"),
     ],
 )
 def test_a_coreset_that_there_is_not_is_refused(coreset, message):

@@ -21,12 +21,13 @@ from infobatch.lab.instructions import (
     by_length,
     choose_records,
     encode,
+    learn_tokenizer,
     prepare,
     prompt_tokens,
     read_tokenizer,
-    train_tokenizer,
 )
 from infobatch.lab.task import Metric, Option, Outcome, Task, Trained
+from infobatch.lab.text import whole_number
 from infobatch.losses import per_sample
 
 WIDTH = 64
@@ -41,7 +42,7 @@ class Setup:
     data: str
     coreset: str
     cutoff: int
-    vocab: int
+    vocabulary: int
     layers: int
     weights: Path | None
     lora: int
@@ -55,24 +56,19 @@ class Setup:
         Raises:
             LabError: they are not what they must be.
         """
-        least = {"cutoff": 8, "vocab": 300, "layers": 1, "lora": 0, "exact": 0}
-        for name, bound in least.items():
-            if not values[name].isdecimal() or int(values[name]) < bound:
-                raise LabError(
-                    f"--option {name} must be a whole number of at least {bound}, "
-                    f"got {values[name]}"
-                )
-        if values["lora"] != "0" and not values["weights"]:
+        least = {"cutoff": 8, "vocabulary": 257, "layers": 1, "lora": 0, "exact": 0}
+        numbers = {name: whole_number(values, name, at_least=least[name]) for name in least}
+        if numbers["lora"] and not values["weights"]:
             raise LabError(
-                f"--option lora={values['lora']} adapts pretrained weights, and on random ones "
-                "learns next to nothing; give --option weights=FOLDER too, or lora=0"
+                f"--option lora={values['lora']} adapts pretrained weights, and random ones hold "
+                "nothing to adapt; give --option weights=FOLDER too, or lora=0"
             )
         return cls(
             data=values["data"],
             coreset=values["coreset"],
             weights=Path(values["weights"]) if values["weights"] else None,
             checkpointing=values["checkpointing"] == "1",
-            **{name: int(values[name]) for name in least},
+            **numbers,
         )
 
     def load(self, data_dir: Path | None) -> Instructions:
@@ -83,7 +79,7 @@ class Setup:
         """
         train, test = (read_alpaca if self.data == "alpaca" else read_gsm8k)(data_dir)
         if self.weights is None:
-            tokenizer = train_tokenizer(train, self.vocab)
+            tokenizer = learn_tokenizer(train, self.vocabulary)
         else:
             tokenizer = read_tokenizer(self.weights)
         chosen = choose_records(train, self.coreset)
@@ -123,7 +119,6 @@ class Setup:
             num_hidden_layers=self.layers,
             num_attention_heads=width // HEAD,
             max_position_embeddings=2 * self.cutoff,
-            pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
@@ -224,7 +219,7 @@ OPTIONS = {
     "data": Option("alpaca", "what is learned", ("alpaca", "gsm8k")),
     "coreset": Option("random:2000", "training records: none, random:N or dq:N; none: all"),
     "cutoff": Option("96", "tokens that a sequence is cut at"),
-    "vocab": Option("1024", "tokens that a tokenizer is trained to have; not with weights"),
+    "vocabulary": Option("1024", "tokens that a tokenizer is trained to have; not with weights"),
     "layers": Option("2", "of the random model; not with weights"),
     "weights": Option("", "folder with a pretrained model and its tokenizer; without: random"),
     "lora": Option("0", "rank of LoRA on q, k, v and o; 0: all weights are trained"),
@@ -247,7 +242,7 @@ TASK = Task(
     prepare=prepare,
     loss=answer_loss,
     evaluate=evaluate,
-    metric=Metric("held-out loss", "nats", higher_is_better=False, margin=0.02, digits=3),
+    metric=Metric("held-out loss per token", "nats", higher_is_better=False, margin=0.02, digits=3),
     optimizer="adamw",
     schedule="cosine",
     weight_decay=0.1,
