@@ -83,6 +83,7 @@ loader = DataLoader(
     train_set,
     args.batch_size // world_size,
     sampler=pruner.sampler,  # 2
+    drop_last=True,  # batch normalisation cannot do with a single sample
     **settings,
 )
 test_loader = DataLoader(test_set, 256, **settings)
