@@ -168,7 +168,7 @@ def test_one_seed_decides_nothing(tmp_path):
         (["--imbalance", "0.5"], "--imbalance must be at least 1, got 0.5"),
         (["--augmentation", "weak"], "--augmentation must be one of standard, strong"),
         (["--arms", ""], "unknown arm ''; choose from"),
-        (["--model", "vgg"], "unknown model 'vgg'; choose from: digits-cnn, cifar-cnn, resnet18"),
+        (["--model", "vgg"], "unknown model 'vgg'; choose from: digits-cnn, cifar-cnn, vit-tiny"),
         (["--task", "cifar10"], "Download cifar-10-python.tar.gz"),
         (["--prune-ratio", "1"], "--prune-ratio must lie in [0, 1), got 1.0"),
         (["--delta", "1.5"], "--delta must lie in [0, 1], got 1.5"),
