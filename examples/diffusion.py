@@ -28,11 +28,15 @@ args = parser.parse_args()
 
 if args.data_dir is None:
     images = torch.tensor(load_digits().images[:, None] / 8 - 1, dtype=torch.float32)
+    images, test_images = images[:1500], images[1500:]
 else:
     from infobatch.lab.datasets import read_cifar
 
-    images = torch.from_numpy(read_cifar(args.data_dir, classes=10).train_images)
-    images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    arrays = read_cifar(args.data_dir, classes=10)
+    images, test_images = (
+        torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
+        for part in (arrays.train_images, arrays.test_images)
+    )
 train_set = TensorDataset(images)
 
 torch.manual_seed(0)
@@ -54,13 +58,18 @@ usual = torch.ones(10, device=device)  # loss at ten ranges of timesteps
 pruner = InfoBatch(train_set, num_epochs=args.epochs, delta=0.825)  # 1
 loader = DataLoader(train_set, batch_size=args.batch_size, sampler=pruner.sampler)  # 2
 
+
+def denoising_losses(batch):
+    clean = batch.to(device)
+    noise = torch.randn_like(clean)
+    timesteps = torch.randint(0, 1000, (len(clean),), device=device)
+    predicted = model(noising.add_noise(clean, noise, timesteps), timesteps).sample
+    return F.mse_loss(predicted, noise, reduction="none").mean(dim=(1, 2, 3)), timesteps
+
+
 for _ in range(args.epochs):
     for (batch,) in loader:
-        clean = batch.to(device)
-        noise = torch.randn_like(clean)
-        timesteps = torch.randint(0, 1000, (len(clean),), device=device)
-        predicted = model(noising.add_noise(clean, noise, timesteps), timesteps).sample
-        losses = F.mse_loss(predicted, noise, reduction="none").mean(dim=(1, 2, 3))
+        losses, timesteps = denoising_losses(batch)
         scores = None
         if args.score == "timestep":
             levels = timesteps // 100
@@ -75,10 +84,14 @@ for _ in range(args.epochs):
     record = pruner.history[-1]
     print(f"epoch {record.epoch}: {record.kept} of {record.total} kept", flush=True)
 
-print(pruner.summary())
 if args.out is not None:
     args.out.mkdir(parents=True, exist_ok=True)
     pipeline = DDIMPipeline(model, DDIMScheduler.from_config(noising.config))
     pictures = pipeline(batch_size=16, num_inference_steps=20, output_type="np").images
     for number, picture in enumerate(pipeline.numpy_to_pil(pictures)):
         picture.save(args.out / f"{number}.png")
+
+print(pruner.summary())
+with torch.no_grad():
+    test_losses = torch.cat([denoising_losses(part)[0] for part in test_images.split(500)])
+print(f"test loss {test_losses.mean():.3f} of the noise's variance of 1")

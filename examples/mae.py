@@ -108,4 +108,4 @@ with torch.no_grad():
         (classify(x).argmax(dim=1).cpu() == y).float()
         for x, y in DataLoader(TensorDataset(test_images, test_labels), batch_size=500)
     ]
-print(f"test accuracy with {len(labelled)} labels: {torch.cat(right).mean():.3f}")
+print(f"test accuracy {torch.cat(right).mean():.3f}, of {len(labelled)} labels")
