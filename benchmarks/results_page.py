@@ -196,7 +196,7 @@ def _task_row(comparison: Comparison, page: Path, advice: str) -> str:
     columns = [
         f"[{settings.task}](docs/tasks/{page.name})",
         settings.model + optimizer,
-        f"{metric.name} {metric.text(full.metric)} {metric.unit}".strip(),
+        f"{metric.name} {metric.with_unit(full.metric)}",
         f"{own.saved:.0f}%",
         "" if own.difference is None else summary.describe(own.difference, metric),
         "" if rival is None else summary.describe(rival, metric),

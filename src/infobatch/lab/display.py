@@ -84,7 +84,7 @@ class LiveListener:
         """Advance the lower bar, with what was kept and the metric."""
         note = f"kept {report.kept / report.total:.0%}"
         if report.metric is not None:
-            note += f", {self._metric.text(report.metric)} {self._metric.unit}"
+            note += f", {self._metric.with_unit(report.metric)}"
         self._progress.update(self._epochs, completed=report.epoch + 1, note=note)
 
     def run_ended(self, result: RunResult, *, reused: bool) -> None:
@@ -95,7 +95,7 @@ class LiveListener:
 
 def _line(result: RunResult, metric: Metric, reused: bool) -> str:
     text = (
-        f"{result.label} seed {result.seed}: {metric.text(result.metric)} {metric.unit}, "
+        f"{result.label} seed {result.seed}: {metric.with_unit(result.metric)}, "
         f"{result.cost.passes:,.0f} sample passes, {result.wall_seconds:.1f} s"
     )
     return f"{text} (from before)" if reused else text

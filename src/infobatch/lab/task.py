@@ -47,6 +47,10 @@ class Metric:
         """The number, without its unit."""
         return f"{value:.{self.digits}f}"
 
+    def with_unit(self, value: float) -> str:
+        """The number and its unit: `99.50%`, `3.595 nats`."""
+        return self.text(value) + ("%" if self.unit == "%" else f" {self.unit}".rstrip())
+
 
 @dataclass(frozen=True)
 class Outcome:
