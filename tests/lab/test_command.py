@@ -15,6 +15,7 @@ from tests.lab.support import run_command, small_comparison
 from infobatch.lab import compare, display
 from infobatch.lab.results import FILE_NAME, read_results
 from infobatch.lab.summary import cells, summarise
+from infobatch.lab.tasks import all_tasks
 from infobatch.lab.train import TrainingRun
 
 CLI = [sys.executable, "-m", "infobatch.lab.cli"]
@@ -154,7 +155,7 @@ def test_one_seed_decides_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--task", "mnist"], "unknown task 'mnist'; choose from: cifar10, cifar100, digits"),
+        (["--task", "mnist"], f"unknown task 'mnist'; choose from: {', '.join(all_tasks())}"),
         (["--arms", "full,best"], "unknown arm 'best'; choose from: full, bls, "),
         (["--cost", "60"], "--cost must be parts of the full run in (0, 1]"),
         (["--cost", "half"], "--cost must be parts of the full run in (0, 1]"),
@@ -232,5 +233,5 @@ def test_help_names_every_task_and_arm():
     result = run_command("compare", "--help")
     assert result.exit_code == 0
     text = " ".join(result.output.replace("│", " ").split())
-    assert "cifar10, cifar100, digits" in text
+    assert all(task in text for task in all_tasks())
     assert all(arm in text for arm in ARMS)
