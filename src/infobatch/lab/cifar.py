@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from infobatch.lab.data import TaskData, TensorData
 from infobatch.lab.datasets import ImageArrays, read_cifar
 from infobatch.lab.datasets.human_labels import read_human_labels
-from infobatch.lab.images import ImageInputs, Images, accuracy, cross_entropy
+from infobatch.lab.images import ImageInputs, Images, accuracy, cross_entropy, picture
 from infobatch.lab.models import ADAPTIVE, MODELS, build_model
 from infobatch.lab.task import Task
 
@@ -48,7 +48,7 @@ def cifar_task(
         loss=cross_entropy,
         evaluate=accuracy,
         by_class_logits=True,
-        thumbnail=_thumbnail,
+        thumbnail=picture,
         architectures=(
             {"model": "cifar-cnn"},
             {"model": "resnet18", "width": 16},
@@ -79,7 +79,3 @@ def _to_tensors(arrays: ImageArrays) -> TensorData:
         torch.from_numpy(arrays.test_labels),
         arrays.class_names,
     )
-
-
-def _thumbnail(image: Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).cpu().numpy()

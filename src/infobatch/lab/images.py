@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +112,11 @@ class ImageInputs:
 def _reflect(position: Tensor, size: int) -> Tensor:
     """Mirror positions outside [0, size) at the first and last one, which are not repeated."""
     return (size - 1) - ((size - 1) - position.abs()).abs()
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """A stored colour image, uint8 (3, H, W), for people: (H, W, 3)."""
+    return image.permute(1, 2, 0).cpu().numpy()
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from infobatch.lab.data import TensorData
-from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
 
 SPECIAL = 0
@@ -52,20 +51,3 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.encode_special_tokens = True  # in a text its name is text like any other
     return tokenizer
-
-
-def whole_number(options: Mapping[str, str], name: str, *, at_least: int) -> int:
-    """An option's value.
-
-    Raises:
-        LabError: it is no such number.
-    """
-    try:
-        value = int(options[name])
-    except ValueError:
-        value = at_least - 1
-    if value < at_least:
-        raise LabError(
-            f"--option {name} must be a whole number from {at_least} up, got {options[name]}"
-        )
-    return value

@@ -190,7 +190,7 @@ def test_without_a_folder_the_task_says_what_to_get():
     [("image-size", "7"), ("image-size", "big"), ("smallest-crop", "0"), ("workers", "-1")],
 )
 def test_options_out_of_range_are_refused(name, value):
-    with pytest.raises(LabError, match=f"--option {name} must be from .* got {value}"):
+    with pytest.raises(LabError, match=f"--option {name} must be a .*number from .* got {value}"):
         task(**{name: value})
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from infobatch.lab.data import TaskData, TensorData
 from infobatch.lab.datasets.camvid import CLASSES, UNLABELLED, LabelledImages, halved, read_camvid
-from infobatch.lab.errors import LabError
-from infobatch.lab.images import ImageInputs
+from infobatch.lab.images import ImageInputs, picture
+from infobatch.lab.options import number, whole_number
 from infobatch.lab.segmentation import (
     IGNORED,
     MODELS,
@@ -46,25 +46,13 @@ def build(name: str, width: int | None, _data: TaskData) -> nn.Module:
     return build_segmenter(name, classes=len(CLASSES), width=width)
 
 
-def thumbnail(image: Tensor) -> np.ndarray:
-    """The street, without its map."""
-    return image.permute(1, 2, 0).cpu().numpy()
-
-
 def _prepare(crop: float, contrast: float) -> SegmentationInputs:
     return SegmentationInputs(ImageInputs(_MEAN, _STD, contrast=contrast), crop)
 
 
 def _remake(values: Mapping[str, str]) -> Task:
-    try:
-        height, crop = int(values["height"]), float(values["crop"])
-    except ValueError:
-        height, crop = 0, 0.0
-    if height < 16 or not 0 < crop <= 1:
-        raise LabError(
-            "--option height must be a whole number of at least 16, and crop lie in (0, 1], got "
-            f"height={values['height']}, crop={values['crop']}"
-        )
+    height = whole_number(values, "height", at_least=16)
+    crop = number(values, "crop", at_least=0.01, at_most=1)
     return replace(
         TASK,
         load=lambda data_dir: load(data_dir, height),
@@ -94,7 +82,7 @@ TASK = Task(
     label_smoothing=0.0,
     eval_every=5,
     batch_of_test=32,
-    thumbnail=thumbnail,
+    thumbnail=picture,
     options={
         "height": Option("90", "images are halved until they are at most so many pixels high"),
         "crop": Option("0.6", "part of height and width that a training image is cropped to"),

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from infobatch.lab.data import TaskData, TensorData
 from infobatch.lab.datasets.voc import read_voc
@@ -20,8 +19,8 @@ from infobatch.lab.detection import (
     image_loss,
     mean_average_precision,
 )
-from infobatch.lab.errors import LabError
-from infobatch.lab.images import ImageInputs
+from infobatch.lab.images import ImageInputs, picture
+from infobatch.lab.options import number, whole_number
 from infobatch.lab.task import Metric, Option, Task
 
 _HOW_TO_GET = (
@@ -42,25 +41,13 @@ def build(name: str, width: int | None, data: TaskData) -> nn.Module:
     return build_detector(name, classes=classes, width=width)
 
 
-def thumbnail(image: Tensor) -> np.ndarray:
-    """The image, without its boxes."""
-    return image.permute(1, 2, 0).cpu().numpy()
-
-
 def _prepare(mosaic: float, contrast: float) -> BoxInputs:
     return BoxInputs(ImageInputs((0.0,) * 3, (1.0,) * 3, contrast=contrast), mosaic)
 
 
 def _remake(values: Mapping[str, str]) -> Task:
-    try:
-        size, mosaic = int(values["size"]), float(values["mosaic"])
-    except ValueError:
-        size, mosaic = 0, -1.0
-    if size < 32 or not 0 <= mosaic <= 1:
-        raise LabError(
-            "--option size must be a whole number of at least 32, and mosaic lie in [0, 1], got "
-            f"size={values['size']}, mosaic={values['mosaic']}"
-        )
+    size = whole_number(values, "size", at_least=32)
+    mosaic = number(values, "mosaic", at_least=0, at_most=1)
     return replace(
         TASK,
         load=lambda data_dir: load(data_dir, size),
@@ -91,7 +78,7 @@ TASK = Task(
     grad_clip=10.0,
     eval_every=10,
     batch_of_test=24,
-    thumbnail=thumbnail,
+    thumbnail=picture,
     options={
         "size": Option("128", "longer side that images are scaled to, in pixels"),
         "mosaic": Option("0.5", "part of the training images that are made mosaics"),

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +15,10 @@ from infobatch.lab.data import TaskData
 from infobatch.lab.datasets.image_folder import Crops, FolderData, read_image_folder
 from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
-from infobatch.lab.images import ImageInputs, Images, accuracy
+from infobatch.lab.images import ImageInputs, Images, accuracy, picture
 from infobatch.lab.mixing import mix, mixed_cross_entropy
 from infobatch.lab.models import Factory
+from infobatch.lab.options import number, whole_number
 from infobatch.lab.resnet import large_resnet18, large_resnet50
 from infobatch.lab.task import Option, Outcome, Task, Trained
 
@@ -100,26 +100,11 @@ def evaluate(run: Trained) -> Outcome:
     return replace(outcome, more={**outcome.more, "unreadable images": run.data.left_out})
 
 
-def thumbnail(image: Tensor) -> np.ndarray:
-    """The middle of the image, as the model gets it in evaluation."""
-    return image.permute(1, 2, 0).cpu().numpy()
-
-
-def _number(options: Mapping[str, str], name: str, least: float, most: float) -> float:
-    try:
-        value = float(options[name])
-    except ValueError:
-        value = least - 1
-    if not least <= value <= most:
-        raise LabError(f"--option {name} must be from {least:g} to {most:g}, got {options[name]}")
-    return value
-
-
 def remake(options: Mapping[str, str]) -> Task:
     """The task under these options."""
-    size = int(_number(options, "image-size", 8, 4096))
-    crops = Crops(size, _number(options, "smallest-crop", 1e-3, 1))
-    workers = int(_number(options, "workers", 0, 1024))
+    size = whole_number(options, "image-size", at_least=8)
+    crops = Crops(size, number(options, "smallest-crop", at_least=1e-3, at_most=1))
+    workers = whole_number(options, "workers", at_least=0)
     return replace(
         TASK,
         load=partial(load, crops=crops, workers=workers, corrupt=options["corrupt"]),
@@ -147,7 +132,7 @@ TASK = Task(
     evaluate=evaluate,
     batch_of_test=256,
     by_class_logits=True,
-    thumbnail=thumbnail,
+    thumbnail=picture,
     options=_OPTIONS,
     remake=remake,
     paper={

@@ -26,8 +26,8 @@ from infobatch.lab.instructions import (
     prompt_tokens,
     read_tokenizer,
 )
+from infobatch.lab.options import whole_number
 from infobatch.lab.task import Metric, Option, Outcome, Task, Trained
-from infobatch.lab.text import whole_number
 from infobatch.losses import per_sample
 
 WIDTH = 64

@@ -19,8 +19,9 @@ from infobatch.lab.data import TaskData
 from infobatch.lab.datasets.corpora import read_corpus
 from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
+from infobatch.lab.options import whole_number
 from infobatch.lab.task import Metric, Option, Outcome, Task, Trained
-from infobatch.lab.text import SPECIAL, TextData, train_tokenizer, whole_number
+from infobatch.lab.text import SPECIAL, TextData, train_tokenizer
 from infobatch.losses import per_sample
 
 HEADS, LAYERS, WIDTH = 4, 2, 64

@@ -18,8 +18,9 @@ from infobatch.lab.data import TaskData
 from infobatch.lab.datasets.sentence_polarity import CLASSES, read_sentence_polarity
 from infobatch.lab.errors import LabError
 from infobatch.lab.images import accuracy, cross_entropy
+from infobatch.lab.options import whole_number
 from infobatch.lab.task import Metric, Option, Task
-from infobatch.lab.text import SPECIAL, TextData, train_tokenizer, whole_number
+from infobatch.lab.text import SPECIAL, TextData, train_tokenizer
 
 HEADS, LAYERS, WIDTH = 4, 1, 64
 
