@@ -193,9 +193,10 @@ def _task_row(comparison: Comparison, page: Path, advice: str) -> str:
     rival = by_arm.get("infobatch-budget", own).to_control
     metric, settings = comparison.metric, comparison.settings
     optimizer = f", {settings.optimizer}" if settings.optimizer != "sgd" else ""
+    options = "".join(f", {name} {value}" for name, value in settings.options.items())
     columns = [
         f"[{settings.task}](docs/tasks/{page.name})",
-        settings.model + optimizer,
+        settings.model + optimizer + options,
         f"{metric.name} {metric.with_unit(full.metric)}",
         f"{own.saved:.0f}%",
         "" if own.difference is None else summary.describe(own.difference, metric),
