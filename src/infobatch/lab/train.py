@@ -72,6 +72,7 @@ class TrainingRun:
         self.pruner = arm_run.pruner
         self.arm_run = arm_run
         self.watch: Watch | None = None
+        self._rank = ranks.rank() if ranks.count() > 1 else None  # asked once, not in every step
         self.device = data.device
         self.model = initial_model(task, settings, data, seed).to(self.device)
         if settings.channels_last:
@@ -141,7 +142,8 @@ class TrainingRun:
         numbers = (list(islice(drawn, size)) for size in sizes)
         batches = self.data.batches(numbers, self._prepare, partial(self._generator, epoch))
         for step, batch in enumerate(batches):
-            self._seed_model(_step_seed(self.seed, epoch, step, of_model=True))
+            seed = _step_seed(self.seed, epoch, step, rank=self._rank, of_model=True)
+            self._seed_model(seed)
             if in_batch is not None:
                 loss = self._choose_in_batch(in_batch, batch)
             else:
@@ -162,7 +164,8 @@ class TrainingRun:
             self.cost.samples_backpropagated += kept
 
     def _generator(self, epoch: int, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_step_seed(self.seed, epoch, step))
+        seed = _step_seed(self.seed, epoch, step, rank=self._rank)
+        return torch.Generator().manual_seed(seed)
 
     def _update(self, losses: Tensor, batch: Batch, scores: Tensor | None = None) -> Tensor:
         """By index where data are read ahead: batches of unlike size would not show their order."""
@@ -311,14 +314,17 @@ def initial_model(task: Task, settings: Settings, data: TaskData, seed: int) -> 
         return task.build(settings.model, settings.width, data)
 
 
-def _step_seed(seed: int, epoch: int, step: int, *, of_model: bool = False) -> int:
+def _step_seed(
+    seed: int, epoch: int, step: int, *, rank: int | None, of_model: bool = False
+) -> int:
     """One for every step, so that a resumed run goes on as if never stopped.
 
-    What the model draws is independent of what its batch is augmented with, and so are processes.
+    What the model draws is independent of what its batch is augmented with, and so are processes:
+    `rank` is that of this one, where there are several.
     """
     place: tuple[int, ...] = (seed, epoch, step, 1) if of_model else (seed, epoch, step)
-    if ranks.count() > 1:
-        place = (seed, epoch, step, ranks.rank(), int(of_model))
+    if rank is not None:
+        place = (seed, epoch, step, rank, int(of_model))
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
