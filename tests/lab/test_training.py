@@ -155,7 +155,8 @@ def test_in_batch_arms_train_on_whole_batches_chosen_from_larger_pools(arm, data
 
 def test_fewer_epochs_compresses_the_schedule(data):
     fewer = finish(training_run("fewer-epochs", data, cost=0.75))
-    assert fewer.curves.kept == [100, 200, 200, 200, 200]
+    assert fewer.curves.kept == [180] * 5  # 4.5 passes; a short epoch would distort the schedule
+    assert set(fewer.pruner._planner.memory["times"]) == {4, 5}
     assert fewer.scheduler.get_last_lr()[0] < 1e-3 * SETTINGS.lr
 
 

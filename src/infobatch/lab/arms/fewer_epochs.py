@@ -9,24 +9,26 @@ import math
 
 from infobatch import DataPruner
 from infobatch.lab.arm import Arm, ArmContext, ArmRun
-from infobatch.policies import RandomSubset
+from infobatch.policies import RepeatedRandomSampling
 
 
 def start(context: ArmContext) -> ArmRun:
-    """Full data for as many epochs as the cost pays for; the first is short by what is left over.
+    """As many passes over the data as the cost pays for, in epochs of equal length.
 
-    It is the first because every later one then has all samples, the last among them.
+    Where that is no whole number, each epoch is a little shorter than the data and goes on where
+    the one before has stopped: 3.5 passes are 4 epochs of 0.875. One short epoch among whole ones
+    would be as large a part of the schedule as any other, and so distort it.
     """
-    paid = context.told_cost * context.epochs
-    epochs = max(1, math.ceil(paid - 1e-9))
+    passes = context.told_cost * context.epochs
+    epochs = max(1, math.ceil(passes - 1e-9))
     pruner = DataPruner(
         context.dataset_size,
         epochs,
-        RandomSubset(rescale=False),
-        delta=1 / epochs,
+        RepeatedRandomSampling(),
+        delta=1.0,
         warmup_epochs=0,
         seed=context.seed,
-        budget=min(1.0, paid / epochs),
+        budget=min(1.0, passes / epochs),
     )
     return ArmRun(epochs, pruner)
 
