@@ -8,6 +8,8 @@ from tests.hosts.support import run_example
 CONV = 1079  # digits that are trained on: 60% of 1,797
 SPLIT = 1257  # and here 70%
 
+pytestmark = pytest.mark.slow
+
 
 def test_lightning_saves_and_learns_and_resumes_to_the_same_end(tmp_path):
     end = run_example("lightning_digits.py", tmp_path, "--epochs", 8)

@@ -61,6 +61,7 @@ def test_an_epoch_may_be_left_early():
     assert epochs == [(epoch, epoch) for epoch in range(1, EPOCHS + 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_double_batch(plain, tmp_path):
     torchrun(ignite_run.__file__, 2, tmp_path)
     for rank in range(2):

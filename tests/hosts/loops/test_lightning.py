@@ -127,6 +127,7 @@ def test_resume_is_as_never_having_stopped(checkpoints, step, workers):
 
 
 # Each has checkpoints made with the last batch of an epoch, which the trainer closes otherwise.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "settings", "plain"),
     [

@@ -75,11 +75,13 @@ def assert_same(result, plain, *, exact):
         torch.testing.assert_close(value, plain["model"][name.removeprefix("module.")], **tolerance)
 
 
+@pytest.mark.slow
 def test_one_worker_is_a_plain_loop(plain, tmp_path):
     result = run(workers=1, epochs=EPOCHS, global_batch=BATCH, storage=str(tmp_path))
     assert_same(result, plain, exact=True)
 
 
+@pytest.mark.slow
 def test_two_workers_that_crash_within_an_epoch_are_one_process_with_the_double_batch(
     plain, tmp_path
 ):

@@ -445,6 +445,7 @@ def test_sft_learns_completions_alone(tmp_path):
     torch.testing.assert_close(trainer.pruner.scores[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_sft_resumes_as_never_having_stopped(tmp_path, lora):
     settings = {"prune": {"seed": 3}, "lora": lora, **transformers_run.SAVES}

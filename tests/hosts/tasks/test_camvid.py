@@ -107,6 +107,7 @@ def test_images_that_are_too_small_are_refused_in_words():
     model(torch.rand(2, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_the_example_saves_and_learns(tmp_path):
     end = run_example("segmentation.py", tmp_path, "--epochs", 8, "--images", 160)
     assert end.passes == 8 * 160
@@ -114,6 +115,7 @@ def test_the_example_saves_and_learns(tmp_path):
     assert end.metric > 0.3  # the ground everywhere: 0.2
 
 
+@pytest.mark.slow
 def test_the_example_reads_camvid(streets, tmp_path):
     with np.load(streets) as arrays:
         for part in ("train", "test"):

@@ -295,6 +295,7 @@ def photographs(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_cifar10_is_trained_on_from_the_command_line(photographs, tmp_path):
     result = run_command(
         *("compare", "--task", "diffusion", "--data-dir", str(photographs), "--width", "8"),

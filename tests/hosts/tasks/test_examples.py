@@ -3,6 +3,8 @@
 import pytest
 from tests.hosts.support import run_example
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("score", ["raw", "timestep"])
 def test_diffusion_saves_and_learns_and_generates(score, tmp_path):

@@ -187,6 +187,7 @@ def test_text_that_looks_like_a_special_token_is_text():
     assert places == [0, inputs.shape[1] - 1]
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_tokens(folder):
     program = (
         "import sys; from pathlib import Path; from tests.hosts.tasks.test_instruct import *; "
@@ -345,6 +346,7 @@ def test_a_width_that_has_no_whole_heads_is_refused(folder):
 # ------------------------------------------------------------------ the example
 
 
+@pytest.mark.slow
 def test_the_example_saves_and_learns_and_leaves_a_model_that_transformers_loads(tmp_path):
     end = run_example("instruct.py", tmp_path, "--epochs", 4, "--budget", 0.7, "--save", "tuned")
     assert end.saved == 0.3
@@ -352,6 +354,7 @@ def test_the_example_saves_and_learns_and_leaves_a_model_that_transformers_loads
     assert LlamaForCausalLM.from_pretrained(tmp_path / "tuned").config.vocab_size > 256
 
 
+@pytest.mark.slow
 def test_the_example_adapts_pretrained_weights_with_lora(folder, pretrained, tmp_path):
     given = ("--data-dir", folder, "--weights", pretrained, "--lora", 4, "--save", "tuned")
     run_example("instruct.py", tmp_path, "--epochs", 2, *given)

@@ -268,6 +268,7 @@ def test_what_cannot_be_is_refused(words, message, texts, tmp_path):
     assert message in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 def test_the_example_runs(given, texts, tmp_path):
     words = ["--data-dir", str(texts), "--length", "16", "--epochs", "2"] if given else []

@@ -198,6 +198,7 @@ def test_what_cannot_be_is_refused(words, message, reviews, tmp_path):
     assert message in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 def test_the_example_runs(given, reviews, tmp_path):
     words = ["--data-dir", str(reviews), "--epochs", "8"] if given else []

@@ -48,6 +48,7 @@ def test_every_kind_of_arm_runs(folder, tmp_path):
     assert "mAP50-95" in result.output
 
 
+@pytest.mark.slow
 def test_it_learns(folder, tmp_path):
     small = ("--epochs", "25", "--batch-size", "6", "--lr", "0.005", "--eval-every", "0")
     result = compare(folder, tmp_path, "--arms", "full", *small)

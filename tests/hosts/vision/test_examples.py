@@ -5,6 +5,8 @@ import csv
 import pytest
 from tests.hosts.support import run_example
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def mended(tmp_path):

@@ -149,6 +149,7 @@ def test_resume_from_timms_checkpoint_is_as_never_having_stopped(tmp_path):
         train(loader, pruner, resume=tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_the_double_batch(tmp_path):
     torchrun(timm_run.__file__, 2, tmp_path)
     reference = plain_run()

@@ -254,6 +254,7 @@ def followed(scores_after=2):
 
 
 # nbs=16: gradients of four batches are summed, and of one to four in the warm-up.
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"nbs": BATCH}, {"nbs": 16, "warmup_epochs": 2}])
 def test_a_run_is_that_of_a_plain_loop(squares, tmp_path, settings):
     notes, callbacks = followed()
@@ -282,6 +283,7 @@ def test_at_weight_one_a_run_is_that_of_the_stock_trainer(squares, tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_budget_is_met_and_shown(squares, tmp_path, monkeypatch):
     bars, logged = [], []
     stock_bar = engine.TQDM
@@ -319,6 +321,7 @@ def test_a_budget_is_met_and_shown(squares, tmp_path, monkeypatch):
     assert at_end[3] == pytest.approx(args.lr0 * cosine[3])  # warm-up is over after 3 epochs
 
 
+@pytest.mark.slow
 def test_the_saving_is_in_tensorboard(squares, tmp_path):
     """In a process of its own: Ultralytics turns TensorBoard off where tests run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -419,6 +422,7 @@ def test_early_stopping_and_a_users_callbacks(squares, tmp_path):
 # --- resume and recovery ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resume_goes_on_where_the_run_broke(squares, tmp_path):
     plans = {}
 
