@@ -89,6 +89,18 @@ def test_total_steps_is_the_number_of_batches(batch_size, drop_last):
     assert pruner.total_steps(batch_size, drop_last=drop_last) == known  # also afterwards
 
 
+def test_progress_rises_by_as_much_in_every_step():
+    """So that a schedule is the same whether it follows progress or counts `total_steps`."""
+    pruner = InfoBatch(N, EPOCHS, budget=0.5)
+    total, seen = N * EPOCHS // 2, 0
+    for epoch in range(EPOCHS):
+        for index in pruner.sampler:
+            pruner.update(losses_of("one huge", torch.tensor([index]), epoch))
+            seen += 1
+            assert pruner.progress == pytest.approx(seen / total, rel=1e-12)
+    assert pruner.progress == 1.0
+
+
 @pytest.mark.parametrize("kind", ["usual", "equal", "nan", "one huge", "one tiny"])
 def test_the_weights_stay_unbiased_and_below_their_cap(kind):
     pruner = InfoBatch(N, EPOCHS, budget=0.4)

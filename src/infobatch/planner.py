@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ class Planner:
     Attributes:
         num_samples: N.
         policy: decides what a pruned epoch keeps.
+        num_epochs: of the run.
         pruned_epochs: those that the policy is asked for; the others use the full data.
         sizes: (num_epochs,) how many samples each epoch keeps, where a budget says it.
         seed: of orders and of the policy's draws.
@@ -34,10 +36,13 @@ class Planner:
         sharded: whether this rank plans for the samples that it owns, and no others.
         score_ema: of the score table.
         ranks: those that share the data set.
+        passes: (num_epochs + 1,) how far the run has come before each epoch and after the last:
+            sample passes where their number is known beforehand, else epochs.
     """
 
     num_samples: int
     policy: AnyPolicy
+    num_epochs: int
     pruned_epochs: range
     sizes: Sequence[int] | None
     seed: int
@@ -45,9 +50,14 @@ class Planner:
     sharded: bool
     score_ema: float
     ranks: Ranks
+    passes: Sequence[int] = field(init=False)
     _shard: Shard | None = field(default=None, init=False)
     _table: ScoreTable | None = field(default=None, init=False)
     _memory: dict[str, FloatArray] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        sizes = [1] * self.num_epochs if self.sizes is None else self.sizes
+        self.passes = [0, *itertools.accumulate(sizes)]
 
     # ------------------------------------------------------------------ scores
 

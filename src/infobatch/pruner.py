@@ -151,6 +151,7 @@ class DataPruner:
         self._planner = Planner(
             self.num_samples,
             self.policy,
+            num_epochs=self.num_epochs,
             pruned_epochs=pruned,
             sizes=self._sizes(pruned, ratio_schedule),
             seed=self.seed,
@@ -711,13 +712,20 @@ class DataPruner:
 
     @property
     def progress(self) -> float:
-        """How far the run has come, in [0, 1]: finished epochs plus the part of the current."""
+        """How far the run has come, in [0, 1], for schedules to follow.
+
+        Finished epochs plus the part of the current, by their number, as in the paper. With
+        `budget=`, where the size of every epoch is known, by their sizes: it then rises by as much
+        in every step, and a schedule that follows it is one over `total_steps`.
+        """
+        upto = self._planner.passes
         if self._plan_position == 0:
-            return self._epoch / self.num_epochs
+            return upto[self._epoch] / upto[-1]
         share = self.share
         planned = len(share) if self._ledger is None else self._ledger.deliverable
-        done = share.position(self._position) / share.position(planned)
-        return (self._epoch + min(done, 1.0)) / self.num_epochs
+        part = min(share.position(self._position) / share.position(planned), 1.0)
+        before, after = upto[self._epoch], upto[self._epoch + 1]
+        return (before + part * (after - before)) / upto[-1]
 
     def total_steps(self, batch_size: int, *, drop_last: bool = False, accumulate: int = 1) -> int:
         """The number of optimizer steps of the whole run.

@@ -132,8 +132,8 @@ class ProgressScheduler:
     """Lets a per-step LR scheduler built for full epochs follow a pruned run.
 
     A pruned epoch has fewer steps, so a scheduler that counts steps would not reach its end.
-    This adapter advances it by progress instead: after the sample passes of half the run's
-    epochs are done, the scheduler stands at half its steps, and after the last step at the
+    This adapter advances it by progress instead: after half the epochs, or with `budget=` half
+    the sample passes, the scheduler stands at half its steps, and after the last step at the
     value of its last step, never beyond. It works with any chainable or closed-form torch
     scheduler, OneCycleLR included.
 
