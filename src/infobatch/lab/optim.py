@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from infobatch.lab.settings import Settings
 
-_WARMUP = 0.05  # of a cosine schedule's steps
+_WARMUP = 0.1  # of a cosine schedule's steps
 
 _Build = Callable[[Iterable[nn.Parameter], Settings], Optimizer]
 
@@ -73,7 +73,7 @@ def build_schedule(optimizer: Optimizer, settings: Settings, total_steps: int) -
     """From the first of `total_steps` to the last.
 
     "onecycle": up to the peak over 30% of the steps and down to nearly zero, both along a cosine,
-    as the InfoBatch paper has it. "cosine": up along a line over 5%, down along a cosine.
+    as the InfoBatch paper has it. "cosine": up along a line over 10%, down along a cosine.
     "constant": the peak.
     """
     if settings.schedule == "onecycle":
