@@ -105,7 +105,7 @@ parser.add_argument("--data-dir", type=Path, help="with alpaca_data.json")
 parser.add_argument("--weights", type=Path, help="a pretrained model and its tokenizer")
 parser.add_argument("--lora", type=int, default=0, help="rank; 0: train all weights")
 parser.add_argument("--batch-size", type=int, default=16)
-parser.add_argument("--lr", type=float, help="default: 1.5e-4 with --weights, else 1e-2")
+parser.add_argument("--lr", type=float, help="default: 1.5e-4 with --weights, else 5e-3")
 parser.add_argument("--cutoff", type=int, default=512, help="tokens of a sequence")
 parser.add_argument("--save", type=Path, help="folder for the model")
 args = parser.parse_args()
@@ -146,7 +146,7 @@ test_set, train_set = samples[:held_out], samples[held_out:]
 
 pruner = InfoBatch(train_set, args.epochs, budget=args.budget)  # 1
 loader = DataLoader(train_set, args.batch_size, sampler=pruner.sampler, collate_fn=collate)  # 2
-optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr or (1.5e-4 if args.weights else 1e-2))
+optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr or (1.5e-4 if args.weights else 5e-3))
 steps = args.epochs * len(loader)  # of a full run
 schedule = ProgressScheduler(
     get_cosine_schedule_with_warmup(optimizer, steps // 20, steps), pruner, total_steps=steps

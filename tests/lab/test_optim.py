@@ -110,11 +110,11 @@ def test_one_cycle_rises_over_three_tenths_and_falls_to_nearly_nothing():
 
 def test_cosine_is_its_closed_form_after_a_straight_rise():
     found = rates("cosine", 100)
-    assert found[:5] == pytest.approx([LR * (step + 1) / 5 for step in range(5)])
-    for step in range(5, 100):
-        part = (step - 5) / 95
+    assert found[:10] == pytest.approx([LR * (step + 1) / 10 for step in range(10)])
+    for step in range(10, 100):
+        part = (step - 10) / 90
         assert found[step] == pytest.approx(LR * 0.5 * (1 + math.cos(math.pi * part)))
-    assert found[5] == LR
+    assert found[10] == LR
     assert found[-1] < 1e-3 * LR
 
 
