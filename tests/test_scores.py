@@ -9,7 +9,16 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infobatch.scores import ScoreTable, below, finite_quantiles, finite_sum
+from infobatch.scores import (
+    NUM_BINS,
+    ScoreTable,
+    below,
+    bin_middles,
+    bins_of,
+    finite_quantiles,
+    finite_sum,
+    histogram,
+)
 
 NAN, INF = float("nan"), float("inf")
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -210,3 +219,16 @@ def test_the_thread_count_changes_no_statistic():
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
+
+
+def test_bins_and_their_middles():
+    values = np.concatenate(
+        [-np.geomspace(1e-30, 1e30, 500), [0.0], np.geomspace(1e-30, 1e30, 500)]
+    )
+    scores = values.astype(np.float32)
+    middles = bin_middles()[bins_of(scores)]
+    np.testing.assert_allclose(middles[scores != 0], scores[scores != 0], rtol=2**-8)
+    assert abs(middles[scores == 0][0]) < 1e-38
+    counts = np.zeros(NUM_BINS)
+    np.add.at(counts, bins_of(scores), 1)
+    np.testing.assert_array_equal(counts, histogram(scores))

@@ -93,6 +93,7 @@ def finite_quantiles(scores: FloatArray, fractions: list[float]) -> list[float]:
 
 _BLOCK = 1 << 15
 _BIN_BITS = 16  # sign, exponent and the first 7 bits of the significand of a float32
+NUM_BINS = 1 << _BIN_BITS
 
 
 def histogram(scores: FloatArray) -> NDArray[np.float64]:
@@ -101,12 +102,27 @@ def histogram(scores: FloatArray) -> NDArray[np.float64]:
     A bin holds the float32 numbers that share their upper 16 bits, so its width is at most
     2**-7 of its values, whatever their range, which need not be known beforehand.
     """
-    counts = np.zeros(1 << _BIN_BITS)
+    counts = np.zeros(NUM_BINS)
     for start in range(0, len(scores), 1 << 20):  # in pieces: the keys would take 8 bytes a score
         part = scores[start : start + (1 << 20)]
-        keys = _sortable(part[np.isfinite(part)]) >> np.uint32(32 - _BIN_BITS)
-        counts += np.bincount(keys, minlength=1 << _BIN_BITS)
+        counts += np.bincount(bins_of(part[np.isfinite(part)]), minlength=NUM_BINS)
     return counts
+
+
+def bins_of(scores: FloatArray) -> NDArray[np.uint16]:
+    """The bin (N,) of each of these finite scores, as `histogram` counts them."""
+    bins: NDArray[np.uint16] = (_sortable(scores) >> np.uint32(32 - _BIN_BITS)).astype(np.uint16)
+    return bins
+
+
+def bin_middles() -> NDArray[np.float64]:
+    """The middle (2**16,) of each bin; not finite, or beyond all scores, where none can be."""
+    keys = np.arange(NUM_BINS, dtype=np.uint32) << np.uint32(32 - _BIN_BITS)
+    keys |= np.uint32(1 << (31 - _BIN_BITS))
+    bits = np.where(keys >> np.uint32(31), keys ^ np.uint32(1 << 31), ~keys)
+    with np.errstate(invalid="ignore"):  # the bins of NaN
+        middles: NDArray[np.float64] = bits.view(np.float32).astype(np.float64)
+    return middles
 
 
 def histogram_quantiles(counts: NDArray[np.float64], fractions: list[float]) -> list[float]:

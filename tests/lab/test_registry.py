@@ -5,13 +5,14 @@ import sys
 import pytest
 
 from infobatch.coresets import METHODS
-from infobatch.lab.arm import Arm
+from infobatch.lab.arm import Arm, ArmContext
 from infobatch.lab.arms import DEFAULT, all_arms, choose_arms, families
 from infobatch.lab.compare import planned_runs
 from infobatch.lab.errors import LabError
 from infobatch.lab.presets import PRESETS
 from infobatch.lab.registry import discover
 from infobatch.lab.tasks import all_tasks
+from infobatch.policies import ProportionalSampling
 
 
 @pytest.fixture
@@ -95,6 +96,23 @@ def test_equal_cost_arms_run_last_and_bring_the_run_that_they_depend_on():
         "fewer-epochs",
         "random",
     ]
+
+
+def test_an_arm_s_settings_stand_behind_its_name():
+    arms = choose_arms(["proportional+exponent=0+bound=root", "full"], costs=[0.5])
+    assert [arm.name for arm in arms] == ["full", "proportional+exponent=0+bound=root"]
+    context = ArmContext(
+        dataset_size=100, epochs=10, prune_ratio=0.5, delta=0.9, seed=0, labels=None, cost=0.6
+    )
+    policy = arms[1].start(context).pruner.policy
+    assert policy == ProportionalSampling("root", exponent=0.0)
+    for name, message in {
+        "proportional+size=1": "has no setting 'size'; it has: bound, power",
+        "proportional+power=much": "power of proportional must be a number, got 'much'",
+        "random+rescale=1": "random has no setting 'rescale'; it has: none",
+    }.items():
+        with pytest.raises(LabError, match=message):
+            choose_arms([name])
 
 
 def test_an_unknown_arm_is_refused_with_the_choices():

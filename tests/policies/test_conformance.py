@@ -29,6 +29,9 @@ BIASED = [
     p.CappedWeights(p.RandomSubset(0.8), 2.0),
     p.ProtectedTail(p.BudgetThreshold(), tail=0.2),
     p.WithinGroups(p.EarlyStopping(0.05), GROUPS),
+    p.ProportionalSampling(),
+    p.ProportionalSampling("root", 2.0, 0.5, 0.0),
+    p.AgedScores(p.ProportionalSampling(exponent=0.0), 3.0),
 ]
 UNBIASED = [
     p.MeanThreshold(0.5),
@@ -42,6 +45,10 @@ UNBIASED = [
     p.WithinGroups(p.BudgetThreshold(), GROUPS),
     p.CappedWeights(p.BudgetThreshold(), 4.0),
     p.ProtectedTail(p.MeanThreshold(0.5)),
+    p.ProportionalSampling(exponent=1.0),
+    p.ProportionalSampling("loss", 0.5, 0.3, 1.0),
+    p.AgedScores(p.ProportionalSampling(exponent=1.0), 2.0),
+    p.AgedScores(p.MeanThreshold(0.5), 5.0),
 ]
 
 

@@ -100,6 +100,108 @@ def test_quantiles_under_a_budget_scale_all_prune_ratios_alike(keep):
         assert got == {round(weight, 9)}
 
 
+# ------------------------------------------------------------------ in proportion to a bound
+
+SCORES = [0.01, 0.04, 0.2, 0.5, 0.9, 1.6, 3.0, 7.0]
+
+
+def middles(values):
+    """The nearest float32 to each with 1 in the upper of its lower 16 bits: middles of bins."""
+    bits = np.array(values, np.float32).view(np.uint32)
+    return ((bits >> 16 << 16) | 0x8000).astype(np.uint32).view(np.float32)
+
+
+def naive_probabilities(bounds, keep, floor):
+    """clip(c * bound, floor, 1) for each sample, by trying c: the sum must be `keep`."""
+    low, high = 0.0, 1e9
+    for _ in range(300):
+        c = (low + high) / 2
+        if sum(min(1.0, max(floor, c * bound)) for bound in bounds) > keep:
+            high = c
+        else:
+            low = c
+    return [min(1.0, max(floor, high * bound)) for bound in bounds]
+
+
+@pytest.mark.parametrize(
+    ("bound", "of"),
+    [
+        ("probability", lambda loss: 1 - math.exp(-loss)),
+        ("loss", lambda loss: loss),
+        ("root", math.sqrt),
+    ],
+)
+@pytest.mark.parametrize(
+    ("power", "floor", "exponent"), [(1, 0.15, 1), (0.5, 0.3, 0.5), (2, 0.1, 0)]
+)
+@pytest.mark.parametrize("keep", [25, 40, 59])
+def test_proportional_sampling(bound, of, power, floor, exponent, keep):
+    scores = middles(rng().choice(SCORES, N))
+    policy = p.ProportionalSampling(bound, power, floor, exponent)
+    selection = policy.select_exactly(scores, keep, 3, rng(keep))
+    expected = naive_probabilities([of(float(s)) ** power for s in scores], keep, floor)
+    # Of the samples with one score their expected number is kept, rounded up or down by one draw
+    # for all scores, and a random part of them.
+    draws = rng(keep)
+    shift = (draws.integers(1 << 16) + 0.5) / (1 << 16)
+    by_probability = sorted(range(N), key=lambda i: (round(expected[i], 9), i))
+    border, left_out = 0.0, set()
+    for _, group in itertools.groupby(by_probability, key=lambda i: round(expected[i], 9)):
+        members = list(group)
+        after = border + sum(expected[i] for i in members)
+        number = math.floor(round(after, 6) + shift) - math.floor(round(border, 6) + shift)
+        border = after
+        if number < len(members):
+            out = draws.choice(len(members), len(members) - number, replace=False, shuffle=False)
+            left_out |= {members[i] for i in out}
+    assert kept(selection) == set(range(N)) - left_out
+    assert len(kept(selection)) == keep
+    for i in kept(selection):
+        assert weights(selection)[i] == pytest.approx(expected[i] ** -exponent, rel=1e-6)
+
+
+def test_proportional_sampling_in_its_extremes():
+    policy = p.ProportionalSampling(floor=0.2, exponent=1.0)
+    zero = policy.select_exactly(np.zeros(N, np.float32), 40, 1, rng())
+    assert set(weights(zero).round(9)) == {0.0, 1.5}  # nothing tells them apart: at random
+    scores = losses()
+    scores[:20] = np.nan
+    some = policy.select_exactly(scores, 30, 1, rng())
+    assert set(range(20)) <= kept(some)  # what is not known is kept while that is possible
+    few = policy.select_exactly(scores, 20, 1, rng())
+    assert len(kept(few) & set(range(20))) == 12  # the others are kept with probability 0.2
+    assert policy.min_keep(N) == 12
+
+
+def test_scores_that_age():
+    """After the mean is known, an old score is half as far from it after each half-life."""
+    policy = p.AgedScores(p.BudgetThreshold(), half_life=2.0)
+    memory, given = memory_of(policy), []
+
+    class Spy(p.BudgetThreshold):
+        def select_exactly(self, scores, keep, epoch, rng):
+            given.append(scores.copy())
+            return super().select_exactly(scores, keep, epoch, rng)
+
+    policy = p.AgedScores(Spy(), half_life=2.0)
+    scores, everyone = losses(), np.arange(N)
+    last_seen = [0] * N
+    policy.remember(memory, everyone, scores, [N], trained=True)
+    for epoch in range(1, 6):
+        for _ in range(2):  # asked twice, the same
+            policy.select_from(memory, scores, 40, epoch, rng())
+        mean = fmean(map(float, scores))
+        ages = [epoch - 1 - last_seen[i] for i in range(N)]
+        expected = [mean + (scores[i] - mean) * 2 ** (-ages[i] / 2) for i in range(N)]
+        np.testing.assert_allclose(given[-1], expected, rtol=1e-5)
+        np.testing.assert_array_equal(given[-1], given[-2])
+        seen = everyone[epoch % 3 :: 3]
+        scores[seen] = losses(epoch)[seen]
+        policy.remember(memory, seen, scores[seen], [len(seen)], trained=True)
+        for i in seen:
+            last_seen[i] = epoch
+
+
 # ------------------------------------------------------------------ the peers
 
 
@@ -471,6 +573,11 @@ def test_evolved_sampling():
         (lambda: p.SlidingWindow(groups=0), "groups must be at least 1"),
         (lambda: p.OrderedSubset(pool_ratio=0.0), "pool_ratio must be above 0"),
         (lambda: p.LocalWindow(1.0), "drop_probability must be in"),
+        (lambda: p.ProportionalSampling("odds"), "bound must be one of"),
+        (lambda: p.ProportionalSampling(power=-1), "power must be"),
+        (lambda: p.ProportionalSampling(floor=0), "floor must be above 0"),
+        (lambda: p.ProportionalSampling(exponent=2), "exponent must be in"),
+        (lambda: p.AgedScores(p.BudgetThreshold(), 0.0), "half_life must be"),
         (lambda: p.EarlyStopping(-1e-3), "tolerance must be a finite number at least 0"),
         (lambda: p.FixedSubset(np.array([1, 1])), "distinct"),
         (lambda: p.FixedSubset(np.array([0.5])), "1-D array"),

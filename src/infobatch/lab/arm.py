@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from infobatch import BatchPruner, DataPruner
 from infobatch.coresets import Coreset
 from infobatch.lab.errors import LabError
 from infobatch.policies import AnyPolicy
-from infobatch.schedule import pruned_epochs
+from infobatch.schedule import RatioSchedule, pruned_epochs
 
 WARMUP_EPOCHS = 1
 FORWARD_COST = 1 / 3
@@ -139,13 +140,35 @@ class Arm:
             and without `--cost` what the `infobatch` run of the same seed has spent; "either":
             its own without `--cost`.
         family: a name that `--arms` takes for several arms.
+        settings: what may be written behind the name, as in `name+power=0.5+floor=0.2`, and what
+            holds else: keyword arguments of `start`, numbers or words.
     """
 
     name: str
     description: str
-    start: Callable[[ArmContext], ArmRun]
+    start: Callable[..., ArmRun]
     cost: CostRule = "told"
     family: str = ""
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+
+    def with_settings(self, words: Sequence[str]) -> Arm:
+        """The arm with other settings, each `name=value`; they become part of its name.
+
+        Raises:
+            LabError: there is no such setting, or its value is no number where it should be one.
+        """
+        values: dict[str, float | str] = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            if name not in self.settings:
+                known = ", ".join(self.settings) or "none"
+                raise LabError(f"{self.name} has no setting {name!r}; it has: {known}")
+            try:
+                values[name] = text if isinstance(self.settings[name], str) else float(text)
+            except ValueError as error:
+                raise LabError(f"{name} of {self.name} must be a number, got {text!r}") from error
+        named = "+".join([self.name, *words])
+        return replace(self, name=named, start=partial(self.start, **values), settings={})
 
 
 def exact_run(
@@ -159,6 +182,7 @@ def exact_run(
     batch_mean: bool = False,
     score_ema: float = 0.0,
     groups: NDArray[np.int64] | None = None,
+    ratio_schedule: RatioSchedule = "constant",
 ) -> ArmRun:
     """A policy that is told how many samples to keep, so that the run costs what it should.
 
@@ -172,6 +196,7 @@ def exact_run(
         batch_mean: see `ArmRun`.
         score_ema: see `DataPruner`.
         groups: see `DataPruner`.
+        ratio_schedule: see `DataPruner`.
 
     Raises:
         LabError: the cost cannot be met.
@@ -197,6 +222,7 @@ def exact_run(
             budget=budget,
             score_ema=score_ema,
             groups=groups,
+            ratio_schedule=ratio_schedule,
         )
     except ValueError as error:
         raise LabError(f"{name} at cost {context.told_cost:g}: {error}") from error

@@ -90,7 +90,6 @@ def _section(
 ) -> dict[str, object]:
     settings = comparison.settings
     task = all_tasks().get(settings.task)
-    arms = all_arms()
     runs = sorted(comparison.runs, key=lambda run: (run.seed, run.arm, run.cost_target or 0.0))
     return {
         "task": settings.task,
@@ -108,13 +107,18 @@ def _section(
             (name, describe(value, comparison.metric))
             for name, value in comparison.controls.items()
         ],
-        "arms": [(arm, arms[arm].description if arm in arms else "") for arm in comparison.arms],
+        "arms": [(arm, _description(arm)) for arm in comparison.arms],
         "figures": [*_plots(comparison, folder, prefix), *_samples(comparison, pictures)],
         "command": settings.command(comparison.arms, comparison.seeds, comparison.costs),
         "settings": [(name.replace("_", "-"), value) for name, value in settings.to_json().items()],
         "origins": sorted({_origin(run.versions, run.hardware, run.commit) for run in runs}),
         "runs": runs,
     }
+
+
+def _description(name: str) -> str:
+    arm = all_arms().get(name.split("+")[0])
+    return arm.description if arm else ""
 
 
 def headline(comparison: Comparison) -> str:

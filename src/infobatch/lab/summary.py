@@ -131,7 +131,7 @@ def _comparison(runs: list[RunResult]) -> Comparison:
     place = {name: number for number, name in enumerate(all_arms())}
     keys = sorted(
         {(run.cost_target, run.arm) for run in runs},
-        key=lambda key: (key[0] or 0.0, place.get(key[1], len(place)), key[1]),
+        key=lambda key: (key[0] or 0.0, place.get(key[1].split("+")[0], len(place)), key[1]),
     )
     table: dict[tuple[float | None, str], Runs] = {key: {} for key in keys}
     for run in runs:

@@ -7,6 +7,7 @@ than its last score), `ShardedPolicy` (it works where each rank has the scores o
 `BatchPolicy` is for methods that choose within a batch, after a forward pass.
 """
 
+from infobatch.policies.aged import AgedScores
 from infobatch.policies.base import (
     AnyPolicy,
     ExactPolicy,
@@ -40,6 +41,7 @@ from infobatch.policies.infobatch import (
 )
 from infobatch.policies.kakurenbo import Kakurenbo
 from infobatch.policies.orderdp import OrderedSubset
+from infobatch.policies.proportional import ProportionalSampling
 from infobatch.policies.random import RandomSubset
 from infobatch.policies.repb import LocalWindow
 from infobatch.policies.rs2 import RepeatedRandomSampling
@@ -49,6 +51,7 @@ from infobatch.policies.ucb import UpperConfidenceBound
 
 __all__ = [
     "PAPER_QUANTILES",
+    "AgedScores",
     "AnyPolicy",
     "BatchPolicy",
     "BatchSelection",
@@ -68,6 +71,7 @@ __all__ = [
     "MemoryPolicy",
     "OrderedSubset",
     "Policy",
+    "ProportionalSampling",
     "ProtectedTail",
     "QuantileThresholds",
     "RandomSubset",

@@ -33,26 +33,36 @@ def families() -> dict[str, list[str]]:
     return {**members, "all": list(arms)}
 
 
+def find_arm(name: str) -> Arm:
+    """The arm of that name, with the settings that are written behind it: `name+setting=value`.
+
+    Raises:
+        LabError: there is no such arm, or it has no such settings.
+    """
+    base, *words = name.split("+")
+    arms = all_arms()
+    if base not in arms:
+        raise LabError(
+            f"unknown arm {name!r}; choose from: {', '.join(arms)}; or one of the families "
+            f"{', '.join(families())}"
+        )
+    return arms[base].with_settings(words) if words else arms[base]
+
+
 def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Arm]:
     """The named arms in running order, and the `infobatch` arm if others need its cost.
 
     Args:
-        names: of arms or families.
+        names: of arms or families; see `find_arm`.
         costs: as given by `--cost`; with them no arm needs another's.
 
     Raises:
         LabError: a name is unknown.
     """
-    arms, groups = all_arms(), families()
-    chosen: dict[str, Arm] = {}
-    for name in names:
-        if name not in arms and name not in groups:
-            raise LabError(
-                f"unknown arm {name!r}; choose from: {', '.join(arms)}; or one of the families "
-                f"{', '.join(groups)}"
-            )
-        chosen.update({member: arms[member] for member in groups.get(name, [name])})
+    groups, place = families(), list(all_arms())
+    chosen = {arm: find_arm(arm) for name in names for arm in groups.get(name, [name])}
     if not costs and any(arm.cost == "told" for arm in chosen.values()):
-        chosen[COST] = arms[COST]
-    place = list(arms)
-    return sorted(chosen.values(), key=lambda arm: (arm.cost == "told", place.index(arm.name)))
+        chosen[COST] = find_arm(COST)
+    return sorted(
+        chosen.values(), key=lambda arm: (arm.cost == "told", place.index(arm.name.split("+")[0]))
+    )

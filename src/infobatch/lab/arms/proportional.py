@@ -1,0 +1,64 @@
+"""The family around proportional sampling, each of its parts to be set: docs/research-log.md."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from infobatch.lab.arm import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
+from infobatch.policies import AnyPolicy, CappedWeights, ProportionalSampling
+from infobatch.policies.aged import AgedScores
+from infobatch.policies.proportional import Bound
+from infobatch.schedule import RatioSchedule
+
+DEFAULTS = ProportionalSampling()
+
+
+def start(
+    context: ArmContext,
+    *,
+    bound: str = DEFAULTS.bound,
+    power: float = DEFAULTS.power,
+    floor: float = DEFAULTS.floor,
+    exponent: float = DEFAULTS.exponent,
+    cap: float = 0.0,
+    half_life: float = 0.0,
+    ema: float = 0.0,
+    schedule: str = "constant",
+    delta: float = -1.0,
+    warmup: float = WARMUP_EPOCHS,
+) -> ArmRun:
+    """The policy with these settings; a cap or half-life of 0: none; delta -1: the comparison's."""
+    policy: AnyPolicy = ProportionalSampling(cast(Bound, bound), power, floor, exponent)
+    if cap:
+        policy = CappedWeights(policy, cap)
+    if half_life:
+        policy = AgedScores(policy, half_life)
+    return exact_run(
+        context,
+        policy,
+        "proportional",
+        delta=None if delta < 0 else delta,
+        warmup_epochs=int(warmup),
+        score_ema=ema,
+        ratio_schedule=cast(RatioSchedule, schedule),
+    )
+
+
+ARM = Arm(
+    "proportional",
+    "kept in proportion to a bound on the gradient, with tempered weights",
+    start,
+    family="extras",
+    settings={
+        "bound": DEFAULTS.bound,
+        "power": DEFAULTS.power,
+        "floor": DEFAULTS.floor,
+        "exponent": DEFAULTS.exponent,
+        "cap": 0.0,
+        "half_life": 0.0,
+        "ema": 0.0,
+        "schedule": "constant",
+        "delta": -1.0,
+        "warmup": float(WARMUP_EPOCHS),
+    },
+)

@@ -1,0 +1,180 @@
+"""Keep samples with a probability in proportion to a bound on their gradient; temper the weights.
+
+The derivation is in docs/methods/proportional.md, and what was tried in docs/research-log.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch.policies.base import Selection
+from infobatch.scores import NUM_BINS, FloatArray, bin_middles, bins_of, histogram
+from infobatch.validation import check_at_least, check_fraction
+
+Bound = Literal["probability", "loss", "root"]
+"""How large a sample's gradient may be, by its score.
+
+"probability": 1 - exp(-score), for cross-entropies 1 minus the probability of the right class;
+"loss": the score itself, for gradient norms or for losses that grow with them; "root": its square
+root, for squared errors.
+"""
+
+_BOUNDS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "probability": lambda scores: -np.expm1(-scores),
+    "loss": lambda scores: scores,
+    "root": np.sqrt,
+}
+_SMALL = 1e-6  # no bound counts as a smaller part of the largest; none is 0
+_BISECTIONS = 100
+_LEVELS = 254  # of keep probabilities; beside them a Selection has one for what is pruned
+_BLOCK = 1 << 18
+_GRAIN = 1 << 20
+
+
+@dataclass(frozen=True)
+class ProportionalSampling:
+    """Keep a sample with probability p = clip(c * bound**power, floor, 1) and weight p**-exponent.
+
+    The bound is one on the norm of the sample's gradient, so that with power 1 and exponent 1
+    this is the sampling of least variance among those whose weighted sum of gradients is that of
+    the full data in expectation, as far as a bound can tell. c is solved for, so that exactly the
+    wanted number is kept. The draw is stratified: samples of (nearly) equal bound make a level, and
+    each level keeps its expected number, rounded up or down.
+
+    Exponent 1 is unbiased: E[weight * kept] = 1 for every sample. A smaller one trades that for
+    weights that cannot be large: the expected gradient is then that of the objective
+    sum_i p_i**(1 - exponent) * loss_i, which leans to samples that are not yet learned. With
+    exponent 0 nothing is scaled.
+
+    Samples without a usable score are kept, as long as the budget allows it.
+
+    Attributes:
+        bound: of the gradient, by the score.
+        power: of the bound, at least 0; 0 is a random subset.
+        floor: the smallest keep probability, in (0, 1]. It bounds the budget: at least this part
+            of a pruned epoch is kept; and how long a sample waits: 1 / floor epochs on average.
+        exponent: of the weights, in [0, 1].
+    """
+
+    bound: Bound = "probability"
+    power: float = 1.0
+    floor: float = 0.15
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.bound not in get_args(Bound):
+            known = ", ".join(f'"{name}"' for name in get_args(Bound))
+            raise ValueError(f"bound must be one of {known}, got {self.bound!r}")
+        object.__setattr__(self, "power", check_at_least("power", self.power, 0.0))
+        object.__setattr__(self, "exponent", check_fraction("exponent", self.exponent))
+        floor = check_fraction("floor", self.floor)
+        if floor == 0.0:
+            raise ValueError(f"floor must be above 0, got {self.floor!r}")
+        object.__setattr__(self, "floor", floor)
+
+    def select_exactly(
+        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
+    ) -> Selection:
+        """Keep each level's expected number, a random part of it."""
+        num_samples = len(scores)
+        if keep == num_samples:
+            return Selection.full(num_samples)
+        counts = histogram(scores)
+        bins = np.flatnonzero(counts)
+        sizes = np.append(counts[bins], num_samples - counts.sum())  # the last: without a score
+        floor = min(self.floor, keep / num_samples)
+        probabilities = keep_probabilities(self._bounds(bins), sizes, keep, floor)
+        # Levels of nearly equal probability, and in each the mean of it.
+        place = np.log(probabilities / floor) / -math.log(floor)
+        level_of_bin = 1 + np.rint(place * (_LEVELS - 1)).astype(np.uint8)
+        expected = np.bincount(level_of_bin, probabilities * sizes, _LEVELS + 1).astype(np.float64)
+        members = np.bincount(level_of_bin, sizes, _LEVELS + 1)
+        table = np.zeros(NUM_BINS, dtype=np.uint8)
+        table[bins] = level_of_bin[:-1]
+        level = np.full(num_samples, level_of_bin[-1])
+        for start in range(0, num_samples, _BLOCK):
+            part = scores[start : start + _BLOCK]
+            finite = np.isfinite(part)
+            level[start : start + _BLOCK][finite] = table[bins_of(part[finite])]
+        draw(level, expected, keep, rng)
+        mean = np.divide(expected, members, out=np.ones(_LEVELS + 1), where=members > 0)
+        weights = mean**-self.exponent
+        weights[0] = 0.0
+        return Selection(weights, level, self._threshold(bins, probabilities))
+
+    def min_keep(self, num_samples: int) -> int:
+        """The part `floor` of them."""
+        return max(1, math.ceil(num_samples * self.floor))
+
+    def _bounds(self, bins: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Of the scores in these bins, and at the end of a sample without one: above all."""
+        scores = np.append(np.maximum(bin_middles()[bins], 0.0), 1.0)
+        bounds = _BOUNDS[self.bound](scores) ** self.power
+        largest = bounds[:-1].max(initial=0.0) or 1.0
+        bounds[-1] = largest / _SMALL
+        return np.maximum(bounds, largest * _SMALL)
+
+    @staticmethod
+    def _threshold(bins: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
+        """The highest score that may be pruned."""
+        prunable = bins[probabilities[:-1] < 1.0]
+        return float(bin_middles()[prunable[-1]]) if len(prunable) else float("nan")
+
+
+def keep_probabilities(
+    bounds: NDArray[np.float64], sizes: NDArray[np.float64], keep: int, floor: float
+) -> NDArray[np.float64]:
+    """Keep probabilities clip(c * bound, floor, 1), with c such that `keep` are expected.
+
+    Args:
+        bounds: (K,) positive.
+        sizes: (K,) numbers of samples that have them.
+        keep: at most their sum, at least floor times that.
+        floor: in (0, 1].
+
+    Returns:
+        (K,) in (0, 1]; their sum over all samples is `keep`, but for rounding errors.
+    """
+    low, high = floor / bounds.max(), 1.0 / bounds.min()
+    for _ in range(_BISECTIONS):
+        c = math.sqrt(low * high)
+        if float(np.clip(c * bounds, floor, 1.0) @ sizes) > keep:
+            high = c
+        else:
+            low = c
+    probabilities: NDArray[np.float64] = np.clip(high * bounds, floor, 1.0)
+    return probabilities
+
+
+def draw(
+    level: NDArray[np.uint8], expected: NDArray[np.float64], keep: int, rng: np.random.Generator
+) -> None:
+    """Move all but `keep` samples to level 0, so that of each level its expected number is left.
+
+    Each number is rounded up or down at random, such that its expectation is exact and the sum
+    is `keep`: the borders between levels, on a line of length `keep`, are rounded by one common
+    draw. Which samples of a level remain is uniformly random.
+
+    Args:
+        level: (N,) changed in place.
+        expected: (L,) numbers; that of level 0 is 0.
+        keep: their sum, but for rounding errors.
+        rng: source of the draws.
+    """
+    sizes = np.bincount(level, minlength=len(expected))
+    borders = np.rint(np.cumsum(expected) * (keep / expected.sum()) * _GRAIN) / _GRAIN
+    shift = (rng.integers(1 << 16) + 0.5) / (1 << 16)  # never within a rounding error of 0 or 1
+    numbers = np.diff(np.floor(borders + shift).astype(np.int64), prepend=0)
+    by_level = np.argsort(level, kind="stable")
+    start = 0
+    for number, size in zip(numbers.tolist(), sizes.tolist(), strict=True):
+        members = by_level[start : start + size]
+        start += size
+        if number < size:
+            level[members[rng.choice(size, size - number, replace=False, shuffle=False)]] = 0
