@@ -79,8 +79,9 @@ def heading(comparison: Comparison) -> str:
     stress = [f"labels {settings.label_noise}"] if settings.label_noise != "none" else []
     stress += [f"classes {settings.imbalance:g}:1"] if settings.imbalance > 1 else []
     stress += ["strong augmentation"] if settings.augmentation == "strong" else []
+    ratio = [f"prune ratio {settings.prune_ratio:g}"] if settings.prune_ratio != 0.5 else []
     model = [settings.model, *([settings.optimizer] if settings.optimizer != "sgd" else [])]
-    parts = [settings.task, *model, f"{settings.epochs} epochs", *options, *stress]
+    parts = [settings.task, *model, f"{settings.epochs} epochs", *ratio, *options, *stress]
     return f"{', '.join(parts)}, {len(comparison.seeds)} seeds"
 
 
@@ -152,19 +153,22 @@ def benchmark() -> tuple[str, str, dict[str, Comparison]]:
 def tasks() -> tuple[dict[Path, str], str]:
     """The part of each task's page that has one, by its path, and the table of the README.
 
-    A folder holds results, NOTES.md for the page, and ADVICE.md, a line for the README. It goes to
-    the page by its name, or by the part of it before the first dash that has one.
+    A folder holds results, NOTES.md for the page, and ADVICE.md, a line for the README. Results in
+    its folder `mending`, with other settings, go to the page alone. The page is that of the folder's
+    name, or of the part of it before the first dash that has one.
     """
     pages: dict[Path, list[str]] = {}
     rows = []
     for folder in sorted(path for path in TASKS.iterdir() if path.is_dir()):
         page = _page_of(folder.name)
-        comparisons = summarise(
-            [run for file in sorted(folder.glob("*.jsonl.gz")) for run in read_results(file)]
+        comparisons, mending = (
+            summarise([run for file in files for run in read_results(file)]) if files else []
+            for files in (sorted(folder.glob("*.jsonl.gz")), sorted(folder.glob("*/*.jsonl.gz")))
         )
         notes = (folder / "NOTES.md").read_text().strip()
         parts = pages.setdefault(page, [])
-        parts += [notes, *(section(comparison, level="###") for comparison in comparisons)]
+        both = [*comparisons, *mending]
+        parts += [notes, *(section(comparison, level="###") for comparison in both)]
         advice = (folder / "ADVICE.md").read_text().strip()
         rows += [_task_row(comparison, page, advice) for comparison in comparisons]
     heads = (
