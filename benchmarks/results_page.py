@@ -154,8 +154,8 @@ def tasks() -> tuple[dict[Path, str], str]:
     """The part of each task's page that has one, by its path, and the table of the README.
 
     A folder holds results, NOTES.md for the page, and ADVICE.md, a line for the README. Results in
-    its folder `mending`, with other settings, go to the page alone. The page is that of the folder's
-    name, or of the part of it before the first dash that has one.
+    its folder `mending`, with other settings, go to the page alone. The page is that of the
+    folder's name, or of the part of it before the first dash that has one.
     """
     pages: dict[Path, list[str]] = {}
     rows = []
