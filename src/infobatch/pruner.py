@@ -718,14 +718,20 @@ class DataPruner:
         `budget=`, where the size of every epoch is known, by their sizes: it then rises by as much
         in every step, and a schedule that follows it is one over `total_steps`.
         """
-        upto = self._planner.passes
+        done, upto = self.fractional_epoch, self._planner.passes
+        whole = min(int(done), self.num_epochs - 1)
+        before, after = upto[whole], upto[whole + 1]
+        return (before + (done - whole) * (after - before)) / upto[-1]
+
+    @property
+    def fractional_epoch(self) -> float:
+        """Finished epochs plus the part of the current that is done, 0 to num_epochs."""
         if self._plan_position == 0:
-            return upto[self._epoch] / upto[-1]
+            return float(self._epoch)
         share = self.share
         planned = len(share) if self._ledger is None else self._ledger.deliverable
-        part = min(share.position(self._position) / share.position(planned), 1.0)
-        before, after = upto[self._epoch], upto[self._epoch + 1]
-        return (before + part * (after - before)) / upto[-1]
+        done = share.position(self._position) / share.position(planned)
+        return self._epoch + min(done, 1.0)
 
     def total_steps(self, batch_size: int, *, drop_last: bool = False, accumulate: int = 1) -> int:
         """The number of optimizer steps of the whole run.

@@ -358,7 +358,7 @@ class _Bookkeeping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Where the run stands, in a resumed epoch too."""
-        state.epoch = self.trainer.pruner.progress * self.trainer.pruner.num_epochs
+        state.epoch = self.trainer.pruner.fractional_epoch
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what the epoch has saved."""

@@ -51,6 +51,8 @@ def test_a_budget_makes_the_number_of_steps_known(tmp_path):
     run, trainer, watch = train_digits(tmp_path, prune={"budget": 0.7})
     assert_run(run, plain_run(budget=0.7))
     assert set(watch.totals) == {run.steps} == {InfoBatch(500, EPOCHS, budget=0.7).total_steps(32)}
+    logged = [log["epoch"] for log in trainer.state.log_history if "infobatch/kept_fraction" in log]
+    assert logged == list(range(1, EPOCHS + 1))
 
 
 def test_the_gradient_of_an_uneven_rest_does_not_leak_into_the_next_epoch(tmp_path):
