@@ -213,6 +213,11 @@ class TensorData(TaskData):
         return digest.hexdigest()[:16]
 
 
+def call(model: Callable[..., Any], inputs: Any) -> Any:
+    """A model's outputs for a batch's inputs: one argument, or several by name."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
 def take(parts: Any, at: Tensor | slice) -> Any:
     """Some samples of a batch's inputs or targets: of a tensor, or of each in a dict or tuple."""
     if isinstance(parts, Tensor):

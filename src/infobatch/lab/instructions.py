@@ -21,12 +21,10 @@ from infobatch.lab.data import TensorData
 from infobatch.lab.datasets.instructions import Record
 from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
-from infobatch.lab.text import SPECIAL, train_tokenizer
+from infobatch.lab.text import IGNORED, SPECIAL, train_tokenizer
 
 _log = logging.getLogger(__name__)
 
-IGNORED = -100
-"""Target of a token that is not part of an answer."""
 LEARN_FROM = 10_000
 """Records that a tokenizer is trained on, spread over all of them."""
 PART = 2000

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from infobatch.coresets import Coreset, Evidence, choose
 from infobatch.lab.arm import ArmRun, Proxy
-from infobatch.lab.data import TaskData
+from infobatch.lab.data import TaskData, call
 from infobatch.lab.results import Cost
 from infobatch.lab.settings import Settings
 from infobatch.lab.task import Task
@@ -105,8 +105,7 @@ def _outputs(run: TrainingRun) -> tuple[Tensor, Tensor, Tensor]:
     try:
         for part in torch.arange(len(run.data), device=run.device).split(_BATCH):
             inputs, _ = run.task.prepare(*run.data.samples(part), torch.Generator(), False)
-            outputs = run.model(**inputs) if isinstance(inputs, dict) else run.model(inputs)
-            logits.append(outputs.float().cpu())
+            logits.append(call(run.model, inputs).float().cpu())
     finally:
         hook.remove()
     return torch.cat(seen), torch.cat(logits), heads[-1].weight.detach().float().cpu()

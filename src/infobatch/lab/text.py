@@ -6,11 +6,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from infobatch.lab.data import TensorData
 from infobatch.lab.extras import need
 
 SPECIAL = 0
 """The token that is no text: padding of sentences, and what stands before each document."""
+
+IGNORED = -100
+"""The target where no token is to be predicted: what `cross_entropy` ignores by itself."""
+
+
+def token_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every token, (B, T) float32; 0 where the target is `IGNORED`.
+
+    Args:
+        logits: (B, T, V).
+        targets: (B, T) token numbers.
+        label_smoothing: of `cross_entropy`.
+    """
+    return F.cross_entropy(
+        logits.float().transpose(1, 2), targets, reduction="none", label_smoothing=label_smoothing
+    )
 
 
 @dataclass(frozen=True)

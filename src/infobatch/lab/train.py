@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infobatch.lab import ranks
 from infobatch.lab.arm import ArmRun, InBatch
-from infobatch.lab.data import Batch, TaskData, take
+from infobatch.lab.data import Batch, TaskData, call, take
 from infobatch.lab.errors import LabError
 from infobatch.lab.observe import Observer
 from infobatch.lab.optim import build_optimizer, build_schedule
@@ -237,7 +237,7 @@ class TrainingRun:
         bf16 = self.settings.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
             compute = self._train_compute if self.model.training else self._eval_compute
-            return compute(**inputs) if isinstance(inputs, dict) else compute(inputs)
+            return call(compute, inputs)
 
     @torch.no_grad()
     def test_outputs(self) -> Iterator[tuple[Any, Any]]:

@@ -15,11 +15,12 @@ from infobatch.lab.arm import ArmContext
 from infobatch.lab.arms import all_arms
 from infobatch.lab.datasets.instructions import Record
 from infobatch.lab.errors import LabError
-from infobatch.lab.instructions import IGNORED, encode, learn_tokenizer, prompt_tokens
+from infobatch.lab.instructions import encode, learn_tokenizer, prompt_tokens
 from infobatch.lab.results import read_results
 from infobatch.lab.settings import Settings
 from infobatch.lab.tasks import all_tasks
 from infobatch.lab.tasks.instruct import BATCH_OF_TEST, answer_loss, answers, evaluate
+from infobatch.lab.text import IGNORED
 from infobatch.lab.train import TrainingRun
 
 ARMS = "full,fewer-epochs,infobatch,infobatch-quantile,random,kakurenbo,es,selective-backprop,bls"

@@ -19,8 +19,8 @@ from infobatch.lab.errors import LabError
 from infobatch.lab.results import read_results
 from infobatch.lab.settings import Settings
 from infobatch.lab.tasks import all_tasks
-from infobatch.lab.tasks.language_model import IGNORED, load, loss
-from infobatch.lab.text import SPECIAL, train_tokenizer
+from infobatch.lab.tasks.language_model import load, loss
+from infobatch.lab.text import IGNORED, SPECIAL, train_tokenizer
 from infobatch.lab.train import initial_model
 
 TASK = all_tasks()["language-model"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infobatch.lab.data import TaskData
@@ -16,7 +15,6 @@ from infobatch.lab.datasets.instructions import final_answer, read_alpaca, read_
 from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
 from infobatch.lab.instructions import (
-    IGNORED,
     Instructions,
     by_length,
     choose_records,
@@ -28,6 +26,7 @@ from infobatch.lab.instructions import (
 )
 from infobatch.lab.options import whole_number
 from infobatch.lab.task import Metric, Option, Outcome, Task, Trained
+from infobatch.lab.text import IGNORED, token_losses
 from infobatch.losses import per_sample
 
 WIDTH = 64
@@ -145,22 +144,18 @@ def _pretrained(folder: Path, tokenizer: Any, *, frozen: bool) -> Any:
     return model
 
 
-def token_losses(outputs: Any, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+def next_token_losses(
+    outputs: Any, targets: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
     """The loss of every token but the first, (B, T - 1) float32, and where it counts."""
-    logits, next_tokens = outputs.logits[:, :-1], targets[:, 1:]
-    losses = F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(),
-        next_tokens.reshape(-1),
-        ignore_index=IGNORED,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return losses.view(next_tokens.shape), next_tokens != IGNORED
+    next_tokens = targets[:, 1:]
+    losses = token_losses(outputs.logits[:, :-1], next_tokens, label_smoothing)
+    return losses, next_tokens != IGNORED
 
 
 def answer_loss(outputs: Any, targets: Tensor, label_smoothing: float) -> Tensor:
     """(B,) mean loss of the tokens of each answer."""
-    losses, counts = token_losses(outputs, targets, label_smoothing)
+    losses, counts = next_token_losses(outputs, targets, label_smoothing)
     return per_sample(losses, ~counts)
 
 
@@ -168,7 +163,7 @@ def evaluate(run: Trained) -> Outcome:
     """Mean loss of all held-out answer tokens, and how many of the questions are answered right."""
     total, tokens = 0.0, 0
     for outputs, targets in run.test_outputs():
-        losses, counts = token_losses(outputs, targets, 0.0)
+        losses, counts = next_token_losses(outputs, targets, 0.0)
         total += float(losses.double().sum())
         tokens += int(counts.sum())
     asked = cast(Instructions, run.data).questions

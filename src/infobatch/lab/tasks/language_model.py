@@ -21,12 +21,10 @@ from infobatch.lab.errors import LabError
 from infobatch.lab.extras import need
 from infobatch.lab.options import whole_number
 from infobatch.lab.task import Metric, Option, Outcome, Task, Trained
-from infobatch.lab.text import SPECIAL, TextData, train_tokenizer
+from infobatch.lab.text import IGNORED, SPECIAL, TextData, token_losses, train_tokenizer
 from infobatch.losses import per_sample
 
 HEADS, LAYERS, WIDTH = 4, 2, 64
-IGNORED = -100
-"""Target where a sequence has ended."""
 
 
 def load(data_dir: Path | None, corpus: str, vocabulary: int, length: int) -> TextData:
@@ -91,27 +89,17 @@ def build(_name: str, width: int | None, data: TaskData) -> nn.Module:
     return cast(nn.Module, transformers.LlamaForCausalLM(config))
 
 
-def token_losses(outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """(B, T) cross-entropy of every token, float32; 0 where a sequence has ended."""
-    return F.cross_entropy(
-        outputs.logits.float().transpose(1, 2),
-        targets,
-        reduction="none",
-        ignore_index=IGNORED,
-        label_smoothing=label_smoothing,
-    )
-
-
 def loss(outputs: Any, targets: Tensor, label_smoothing: float) -> Tensor:
     """(B,) mean over the tokens of each sequence."""
-    return per_sample(token_losses(outputs, targets, label_smoothing), targets == IGNORED)
+    losses = token_losses(outputs.logits, targets, label_smoothing)
+    return per_sample(losses, targets == IGNORED)
 
 
 def evaluate(run: Trained) -> Outcome:
     """Mean over all held-out tokens, and the same per byte of their text."""
     nats, tokens = 0.0, 0
     for outputs, targets in run.test_outputs():
-        nats += float(token_losses(outputs, targets).double().sum())
+        nats += float(token_losses(outputs.logits, targets).double().sum())
         tokens += int((targets != IGNORED).sum())
     mean, text = nats / tokens, cast(TextData, run.data)
     per_byte = nats / math.log(2) / text.test_bytes
