@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
 from infobatch.errors import InfoBatchError, LossError
-from infobatch.losses import batch_mean, per_sample
+from infobatch.losses import batch_mean, el2n, per_sample
 
 NAN, INF = float("nan"), float("inf")
 SHAPES = [(4,), (4, 1), (1, 6), (4, 6), (3, 2, 5), (2, 3, 4, 5)]
@@ -287,6 +287,43 @@ def test_a_batch_mean_that_is_no_float_is_refused():
 def test_a_batch_size_that_is_no_positive_integer_is_refused(size, error):
     with pytest.raises(error, match="batch_size must be"):
         batch_mean(torch.tensor(1.0), size)
+
+
+# ------------------------------------------------------------------ el2n
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_el2n_is_the_norm_of_the_gradient_at_the_logits(dtype):
+    logits = (3 * torch.randn(20, 7)).to(dtype).requires_grad_()
+    labels = torch.randint(7, (20,))
+    (gradient,) = torch.autograd.grad(
+        F.cross_entropy(logits.float(), labels, reduction="sum"), logits
+    )
+    score = el2n(logits, labels)
+    assert score.dtype == torch.float32
+    assert not score.requires_grad
+    torch.testing.assert_close(score, gradient.float().norm(dim=1), rtol=1e-2, atol=1e-3)
+
+
+def test_el2n_from_learned_to_sure_of_another_class():
+    logits = torch.tensor([[50.0, 0.0, 0.0], [0.0, 50.0, 0.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([0.0, 2.0, 2 / 3]).sqrt()
+    torch.testing.assert_close(el2n(logits, torch.zeros(3, dtype=torch.long)), expected)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (torch.rand(4, 3, 2), torch.zeros(4, dtype=torch.long)),
+        (torch.rand(4, 3), torch.zeros(3, dtype=torch.long)),
+        (torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long)),
+    ],
+)
+def test_el2n_of_other_shapes_is_refused_with_the_remedy(logits, labels):
+    with pytest.raises(
+        LossError, match=r"logits \(B, C\) and class numbers \(B,\), got .* for dense"
+    ):
+        el2n(logits, labels)
 
 
 def test_a_loss_error_is_caught_as_value_error_and_as_the_library_s_own():

@@ -88,3 +88,35 @@ def batch_mean(loss: Tensor, batch_size: int) -> Tensor:
             "update, maps of shape (B, ...) through per_sample"
         )
     return loss.expand(check_int("batch_size", batch_size, at_least=1))
+
+
+@torch.no_grad()
+def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+    """Norm of the gradient of each sample's cross-entropy at its logits: the EL2N score.
+
+    |softmax(logits) - one_hot(label)|, from 0 where a sample is learned to sqrt(2) where the model
+    is sure of another class. For `pruner.update(losses, scores=el2n(logits, labels))`: a score
+    that is a gradient norm, and does not depend on label smoothing or class weights. Source:
+    Paul et al., 2021, arXiv 2107.07075, section 2.2, at any epoch and not averaged over models.
+
+    Args:
+        logits: (B, C) any float dtype.
+        labels: (B,) int64 class numbers.
+
+    Returns:
+        (B,) float32, without gradient.
+
+    Raises:
+        LossError: the shapes are others.
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not logits.is_floating_point():
+        raise LossError(
+            "el2n needs logits (B, C) and class numbers (B,), got "
+            f"{logits.dtype} of shape {tuple(logits.shape)} and {tuple(labels.shape)}; for dense "
+            "maps take the losses as scores"
+        )
+    errors = logits.float().softmax(dim=1)
+    rows = torch.arange(len(labels), device=logits.device)
+    errors[rows, labels] -= 1.0
+    norms: Tensor = torch.linalg.vector_norm(errors, dim=1)
+    return norms

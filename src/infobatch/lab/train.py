@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +26,7 @@ from infobatch.lab.optim import build_optimizer, build_schedule
 from infobatch.lab.results import Cost, Curves
 from infobatch.lab.settings import Settings
 from infobatch.lab.task import Outcome, Task
-from infobatch.losses import batch_mean
+from infobatch.losses import batch_mean, el2n
 from infobatch.schedule import ProgressScheduler
 
 Watch = Callable[[Tensor, Any, Any], None]
@@ -196,9 +195,7 @@ class TrainingRun:
                 losses, scores = self._judge(outputs, targets)
                 found.append(losses if scores is None else scores)
                 if chooser.by_error:
-                    probabilities = outputs.float().softmax(dim=1)
-                    error = probabilities - F.one_hot(targets, outputs.shape[1])
-                    by_error.append(error.norm(dim=1))
+                    by_error.append(el2n(outputs, targets))
         ranked = torch.cat(found)
         self._update(ranked, batch)
         pruner = chooser.pruner
