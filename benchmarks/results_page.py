@@ -170,7 +170,9 @@ def tasks() -> tuple[dict[Path, str], str]:
         both = [*comparisons, *mending]
         parts += [notes, *(section(comparison, level="###") for comparison in both)]
         advice = (folder / "ADVICE.md").read_text().strip()
-        rows += [_task_row(comparison, page, advice) for comparison in comparisons]
+        options = [comparison.settings.options for comparison in comparisons]
+        apart = [name for name in options[0] if len({each[name] for each in options}) > 1]
+        rows += [_task_row(comparison, page, advice, apart) for comparison in comparisons]
     heads = (
         "| task | model | full data | InfoBatch saves | difference to full | to fewer epochs, at "
         "equal cost | in short |"
@@ -187,17 +189,18 @@ def _page_of(folder: str) -> Path:
     return next(page for name in names if (page := TASK_PAGES / f"{name}.md").exists())
 
 
-def _task_row(comparison: Comparison, page: Path, advice: str) -> str:
+def _task_row(comparison: Comparison, page: Path, advice: str, apart: list[str]) -> str:
     """A task in the README: InfoBatch at its own cost, and what it gains over fewer epochs.
 
-    The latter with a budget where that was run, otherwise at InfoBatch's cost.
+    The latter with a budget where that was run, otherwise at InfoBatch's cost. `apart` names the
+    options that tell the task's comparisons apart.
     """
     by_arm = {row.arm: row for row in comparison.rows}
     full, own = by_arm[REFERENCE], by_arm[COST]
     rival = by_arm.get("infobatch-budget", own).to_control
     metric, settings = comparison.metric, comparison.settings
     optimizer = f", {settings.optimizer}" if settings.optimizer != "sgd" else ""
-    options = "".join(f", {name} {value}" for name, value in settings.options.items())
+    options = "".join(f", {name} {settings.options[name]}" for name in apart)
     columns = [
         f"[{settings.task}](docs/tasks/{page.name})",
         settings.model + optimizer + options,
