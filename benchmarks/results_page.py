@@ -154,20 +154,18 @@ def tasks() -> tuple[dict[Path, str], str]:
     """The part of each task's page that has one, by its path, and the table of the README.
 
     A folder holds results, NOTES.md for the page, and ADVICE.md, a line for the README. Results in
-    its folder `mending`, with other settings, go to the page alone. The page is that of the
-    folder's name, or of the part of it before the first dash that has one.
+    its folder `mending`, with other settings, go to the page alone; those in `chosen`, by which the
+    settings were chosen, to none. The page is that of the folder's name, or of the part of it
+    before the first dash that has one.
     """
     pages: dict[Path, list[str]] = {}
     rows = []
     for folder in sorted(path for path in TASKS.iterdir() if path.is_dir()):
         page = _page_of(folder.name)
-        comparisons, mending = (
-            summarise([run for file in files for run in read_results(file)]) if files else []
-            for files in (sorted(folder.glob("*.jsonl.gz")), sorted(folder.glob("*/*.jsonl.gz")))
-        )
+        comparisons = _summaries(folder)
+        both = [*comparisons, *_summaries(folder / "mending")]
         notes = (folder / "NOTES.md").read_text().strip()
         parts = pages.setdefault(page, [])
-        both = [*comparisons, *mending]
         parts += [notes, *(section(comparison, level="###") for comparison in both)]
         advice = (folder / "ADVICE.md").read_text().strip()
         options = [comparison.settings.options for comparison in comparisons]
@@ -182,6 +180,12 @@ def tasks() -> tuple[dict[Path, str], str]:
         {page: "\n\n".join([BEGIN, *parts, END]) for page, parts in pages.items()},
         f"{TASKS_BEGIN}\n\n{table}\n\n{TASKS_END}",
     )
+
+
+def _summaries(folder: Path) -> list[Comparison]:
+    """The comparisons of all results in a folder, which may not be there."""
+    runs = [run for file in sorted(folder.glob("*.jsonl.gz")) for run in read_results(file)]
+    return summarise(runs) if runs else []
 
 
 def _page_of(folder: str) -> Path:

@@ -116,13 +116,9 @@ def bins_of(scores: FloatArray) -> NDArray[np.uint16]:
 
 
 def bin_middles() -> NDArray[np.float64]:
-    """The middle (2**16,) of each bin; not finite, or beyond all scores, where none can be."""
-    keys = np.arange(NUM_BINS, dtype=np.uint32) << np.uint32(32 - _BIN_BITS)
-    keys |= np.uint32(1 << (31 - _BIN_BITS))
-    bits = np.where(keys >> np.uint32(31), keys ^ np.uint32(1 << 31), ~keys)
-    with np.errstate(invalid="ignore"):  # the bins of NaN
-        middles: NDArray[np.float64] = bits.view(np.float32).astype(np.float64)
-    return middles
+    """The middle (2**16,) of each bin; NaN for those that no finite score is in."""
+    starts = np.arange(NUM_BINS, dtype=np.uint32) << np.uint32(32 - _BIN_BITS)
+    return _unsortable(starts | np.uint32(1 << (31 - _BIN_BITS)))
 
 
 def histogram_quantiles(counts: NDArray[np.float64], fractions: list[float]) -> list[float]:
@@ -144,7 +140,8 @@ def histogram_quantiles(counts: NDArray[np.float64], fractions: list[float]) -> 
         place = fraction * (total - 1)
         number = int(np.searchsorted(upto, place, side="right"))
         inside = (place - (upto[number] - counts[number]) + 0.5) / counts[number]
-        low, high = (_unsortable(edge << (32 - _BIN_BITS)) for edge in (number, number + 1))
+        edges = np.array([number, number + 1], dtype=np.uint32) << np.uint32(32 - _BIN_BITS)
+        low, high = _unsortable(edges).tolist()
         found.append(low + min(inside, 1.0) * (high - low))
     return found
 
@@ -155,13 +152,13 @@ def _sortable(scores: FloatArray) -> NDArray[np.uint32]:
     return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
 
 
-def _unsortable(key: int) -> float:
-    """The number that an integer of `_sortable` stands for."""
-    key = min(key, (1 << 32) - 1)
-    bits = key ^ (1 << 31) if key >> 31 else ~key & ((1 << 32) - 1)
-    value = float(np.array(bits, dtype=np.uint32).view(np.float32))
-    largest = float(np.finfo(np.float32).max)
-    return min(max(value, -largest), largest)
+def _unsortable(keys: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """The numbers that these integers of `_sortable` stand for, the largest finite ones beyond."""
+    bits = np.where(keys >> np.uint32(31), keys ^ np.uint32(1 << 31), ~keys)
+    largest = np.finfo(np.float32).max
+    with np.errstate(invalid="ignore"):  # keys that no number has
+        numbers: NDArray[np.float64] = bits.view(np.float32).clip(-largest, largest).astype(float)
+    return numbers
 
 
 def below(scores: FloatArray, threshold: float) -> NDArray[np.bool_]:

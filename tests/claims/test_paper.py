@@ -12,6 +12,7 @@ allows, which `PaperByHand.weight` asserts.
 """
 
 import math
+from abc import ABC, abstractmethod
 from fractions import Fraction
 
 import numpy as np
@@ -31,16 +32,16 @@ def as_float32(number):
     return float(np.float32(number))
 
 
-class PaperByHand:
+class PaperByHand(ABC):
     """Soft pruning, rescaling and annealing, one sample at a time."""
 
     def __init__(self, num_samples, num_epochs, delta):
         self.score = [None] * num_samples
         self.num_epochs, self.delta = num_epochs, delta
 
+    @abstractmethod
     def pools(self):
         """(samples, prune ratio) of each pool; sets the threshold."""
-        raise NotImplementedError
 
     def begin_epoch(self, epoch, planned):
         """Work out the weight of every sample, given which samples this epoch trains on."""

@@ -113,6 +113,8 @@ def test_an_arm_s_settings_stand_behind_its_name():
     }.items():
         with pytest.raises(LabError, match=message):
             choose_arms([name])
+    with pytest.raises(LabError, match=r"proportional: floor must be in \[0, 1\]"):
+        choose_arms(["proportional+floor=2"], costs=[0.5])[0].start(context)
 
 
 def test_an_unknown_arm_is_refused_with_the_choices():

@@ -175,8 +175,7 @@ def test_proportional_sampling_in_its_extremes():
 
 def test_scores_that_age():
     """After the mean is known, an old score is half as far from it after each half-life."""
-    policy = p.AgedScores(p.BudgetThreshold(), half_life=2.0)
-    memory, given = memory_of(policy), []
+    given = []
 
     class Spy(p.BudgetThreshold):
         def select_exactly(self, scores, keep, epoch, rng):
@@ -184,6 +183,7 @@ def test_scores_that_age():
             return super().select_exactly(scores, keep, epoch, rng)
 
     policy = p.AgedScores(Spy(), half_life=2.0)
+    memory = memory_of(policy)
     scores, everyone = losses(), np.arange(N)
     last_seen = [0] * N
     policy.remember(memory, everyone, scores, [N], trained=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from infobatch.lab import plots
-from infobatch.lab.arms import COST, REFERENCE, all_arms
+from infobatch.lab.arms import COST, REFERENCE, all_arms, base_name
 from infobatch.lab.errors import LabError
 from infobatch.lab.results import PrunedSample
 from infobatch.lab.summary import (
@@ -90,6 +90,7 @@ def _section(
 ) -> dict[str, object]:
     settings = comparison.settings
     task = all_tasks().get(settings.task)
+    descriptions = {name: arm.description for name, arm in all_arms().items()}
     runs = sorted(comparison.runs, key=lambda run: (run.seed, run.arm, run.cost_target or 0.0))
     return {
         "task": settings.task,
@@ -107,18 +108,13 @@ def _section(
             (name, describe(value, comparison.metric))
             for name, value in comparison.controls.items()
         ],
-        "arms": [(arm, _description(arm)) for arm in comparison.arms],
+        "arms": [(arm, descriptions.get(base_name(arm), "")) for arm in comparison.arms],
         "figures": [*_plots(comparison, folder, prefix), *_samples(comparison, pictures)],
         "command": settings.command(comparison.arms, comparison.seeds, comparison.costs),
         "settings": [(name.replace("_", "-"), value) for name, value in settings.to_json().items()],
         "origins": sorted({_origin(run.versions, run.hardware, run.commit) for run in runs}),
         "runs": runs,
     }
-
-
-def _description(name: str) -> str:
-    arm = all_arms().get(name.split("+")[0])
-    return arm.description if arm else ""
 
 
 def headline(comparison: Comparison) -> str:

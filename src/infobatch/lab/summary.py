@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE, all_arms
+from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE, all_arms, base_name
 from infobatch.lab.errors import LabError
 from infobatch.lab.results import RunResult, run_label
 from infobatch.lab.settings import Settings
@@ -131,7 +131,7 @@ def _comparison(runs: list[RunResult]) -> Comparison:
     place = {name: number for number, name in enumerate(all_arms())}
     keys = sorted(
         {(run.cost_target, run.arm) for run in runs},
-        key=lambda key: (key[0] or 0.0, place.get(key[1].split("+")[0], len(place)), key[1]),
+        key=lambda key: (key[0] or 0.0, place.get(base_name(key[1]), len(place)), key[1]),
     )
     table: dict[tuple[float | None, str], Runs] = {key: {} for key in keys}
     for run in runs:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.policies.base import Memory, Selection, selection_of
+from infobatch.policies.base import Memory, Selection
 from infobatch.policies.wrapper import Wrapper
 from infobatch.scores import FloatArray, finite_sum
 from infobatch.validation import check_at_least
@@ -72,4 +72,4 @@ class AgedScores(Wrapper):
         trust = np.exp2((seen - np.float32(epoch)) / np.float32(self.half_life))
         with np.errstate(invalid="ignore"):  # infinite scores stay unusable
             aged = mean + (scores - mean) * trust
-        return selection_of(self.policy, memory, aged, keep, epoch, rng)
+        return super().select_from(memory, aged, keep, epoch, rng)

@@ -6,6 +6,7 @@ arXiv 2111.12621.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from infobatch.validation import check_fraction, check_int
 
 
 @dataclass(frozen=True)
-class HardestSamples(Remembering):
+class HardestSamples(Remembering, ABC):
     """What UCB and epsilon-greedy share: a running mean and variance of each sample's loss.
 
     With a = `ema` and a new loss l:  v <- a*v + (1-a)*(l - m)^2  and then  m <- a*m + (1-a)*l,
@@ -94,6 +95,6 @@ class HardestSamples(Remembering):
         memory["chosen"][:] = kept
         return kept_only(kept)
 
+    @abstractmethod
     def choose(self, memory: Memory, keep: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Mask (N,) of the samples to keep."""
-        raise NotImplementedError

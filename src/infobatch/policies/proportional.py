@@ -34,7 +34,7 @@ _SMALL = 1e-6  # no bound counts as a smaller part of the largest; none is 0
 _BISECTIONS = 100
 _LEVELS = 254  # of keep probabilities; beside them a Selection has one for what is pruned
 _BLOCK = 1 << 18
-_GRAIN = 1 << 20
+_GRAIN = 1 << 20  # borders are sums, and exact to so small a part of a sample
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class ProportionalSampling:
         bins = np.flatnonzero(counts)
         sizes = np.append(counts[bins], num_samples - counts.sum())  # the last: without a score
         floor = min(self.floor, keep / num_samples)
-        probabilities = keep_probabilities(self._bounds(bins), sizes, keep, floor)
+        middles = bin_middles()[bins]
+        probabilities = keep_probabilities(self._bounds(middles), sizes, keep, floor)
         # Levels of nearly equal probability, and in each the mean of it.
         place = np.log(probabilities / floor) / -math.log(floor)
         level_of_bin = 1 + np.rint(place * (_LEVELS - 1)).astype(np.uint8)
@@ -106,25 +107,20 @@ class ProportionalSampling:
         mean = np.divide(expected, members, out=np.ones(_LEVELS + 1), where=members > 0)
         weights = mean**-self.exponent
         weights[0] = 0.0
-        return Selection(weights, level, self._threshold(bins, probabilities))
+        prunable = middles[probabilities[:-1] < 1.0]
+        threshold = float(prunable[-1]) if len(prunable) else float("nan")  # bins rise
+        return Selection(weights, level, threshold)
 
     def min_keep(self, num_samples: int) -> int:
         """The part `floor` of them."""
         return max(1, math.ceil(num_samples * self.floor))
 
-    def _bounds(self, bins: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Of the scores in these bins, and at the end of a sample without one: above all."""
-        scores = np.append(np.maximum(bin_middles()[bins], 0.0), 1.0)
-        bounds = _BOUNDS[self.bound](scores) ** self.power
+    def _bounds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of these scores, and at the end of a sample without one: above all."""
+        bounds = _BOUNDS[self.bound](np.append(np.maximum(scores, 0.0), 1.0)) ** self.power
         largest = bounds[:-1].max(initial=0.0) or 1.0
         bounds[-1] = largest / _SMALL
         return np.maximum(bounds, largest * _SMALL)
-
-    @staticmethod
-    def _threshold(bins: NDArray[np.intp], probabilities: NDArray[np.float64]) -> float:
-        """The highest score that may be pruned."""
-        prunable = bins[probabilities[:-1] < 1.0]
-        return float(bin_middles()[prunable[-1]]) if len(prunable) else float("nan")
 
 
 def keep_probabilities(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -33,36 +34,35 @@ def families() -> dict[str, list[str]]:
     return {**members, "all": list(arms)}
 
 
-def find_arm(name: str) -> Arm:
-    """The arm of that name, with the settings that are written behind it: `name+setting=value`.
-
-    Raises:
-        LabError: there is no such arm, or it has no such settings.
-    """
-    base, *words = name.split("+")
-    arms = all_arms()
-    if base not in arms:
-        raise LabError(
-            f"unknown arm {name!r}; choose from: {', '.join(arms)}; or one of the families "
-            f"{', '.join(families())}"
-        )
-    return arms[base].with_settings(words) if words else arms[base]
+def base_name(name: str) -> str:
+    """The name of an arm without the settings behind it: that under which `all_arms` has it."""
+    return name.partition("+")[0]
 
 
 def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Arm]:
     """The named arms in running order, and the `infobatch` arm if others need its cost.
 
     Args:
-        names: of arms or families; see `find_arm`.
+        names: of arms or families; an arm's settings may stand behind its name, as in
+            `name+setting=value`.
         costs: as given by `--cost`; with them no arm needs another's.
 
     Raises:
-        LabError: a name is unknown.
+        LabError: a name is unknown, or an arm has no such setting.
     """
-    groups, place = families(), list(all_arms())
-    chosen = {arm: find_arm(arm) for name in names for arm in groups.get(name, [name])}
+    arms, groups = all_arms(), families()
+    chosen: dict[str, Arm] = {}
+    for name in itertools.chain.from_iterable(groups.get(name, [name]) for name in names):
+        base, *words = name.split("+")
+        if base not in arms:
+            raise LabError(
+                f"unknown arm {name!r}; choose from: {', '.join(arms)}; or one of the families "
+                f"{', '.join(groups)}"
+            )
+        chosen[name] = arms[base].with_settings(words) if words else arms[base]
     if not costs and any(arm.cost == "told" for arm in chosen.values()):
-        chosen[COST] = find_arm(COST)
+        chosen[COST] = arms[COST]
+    place = list(arms)
     return sorted(
-        chosen.values(), key=lambda arm: (arm.cost == "told", place.index(arm.name.split("+")[0]))
+        chosen.values(), key=lambda arm: (arm.cost == "told", place.index(base_name(arm.name)))
     )

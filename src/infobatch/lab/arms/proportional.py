@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from infobatch.lab.arm import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
-from infobatch.policies import AnyPolicy, CappedWeights, ProportionalSampling
-from infobatch.policies.aged import AgedScores
+from infobatch.lab.errors import LabError
+from infobatch.policies import AgedScores, AnyPolicy, CappedWeights, ProportionalSampling
 from infobatch.policies.proportional import Bound
 from infobatch.schedule import RatioSchedule
 
@@ -28,11 +28,14 @@ def start(
     warmup: float = WARMUP_EPOCHS,
 ) -> ArmRun:
     """The policy with these settings; a cap or half-life of 0: none; delta -1: the comparison's."""
-    policy: AnyPolicy = ProportionalSampling(cast(Bound, bound), power, floor, exponent)
-    if cap:
-        policy = CappedWeights(policy, cap)
-    if half_life:
-        policy = AgedScores(policy, half_life)
+    try:
+        policy: AnyPolicy = ProportionalSampling(cast(Bound, bound), power, floor, exponent)
+        if cap:
+            policy = CappedWeights(policy, cap)
+        if half_life:
+            policy = AgedScores(policy, half_life)
+    except ValueError as error:
+        raise LabError(f"proportional: {error}") from error
     return exact_run(
         context,
         policy,
@@ -49,16 +52,5 @@ ARM = Arm(
     "kept in proportion to a bound on the gradient, with tempered weights",
     start,
     family="extras",
-    settings={
-        "bound": DEFAULTS.bound,
-        "power": DEFAULTS.power,
-        "floor": DEFAULTS.floor,
-        "exponent": DEFAULTS.exponent,
-        "cap": 0.0,
-        "half_life": 0.0,
-        "ema": 0.0,
-        "schedule": "constant",
-        "delta": -1.0,
-        "warmup": float(WARMUP_EPOCHS),
-    },
+    settings=start.__kwdefaults__ or {},
 )
