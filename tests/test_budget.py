@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.distributed.support import in_threads
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from infobatch import DataPruner, InfoBatch
-from infobatch.errors import SamplerError, StateError
+from infobatch.errors import IndistinctScoresWarning, SamplerError, StateError
 from infobatch.policies import (
     PAPER_QUANTILES,
     BudgetThreshold,
@@ -26,6 +27,9 @@ from infobatch.policies import (
 from infobatch.schedule import epoch_sizes, pruned_epochs
 
 N, EPOCHS = 300, 16
+
+# Most of these losses are far above 1, where the policy of a budget tells none apart.
+pytestmark = pytest.mark.filterwarnings("ignore::infobatch.errors.IndistinctScoresWarning")
 
 
 def losses_of(kind, indices, epoch):
@@ -103,7 +107,7 @@ def test_progress_rises_by_as_much_in_every_step():
 
 @pytest.mark.parametrize("kind", ["usual", "equal", "nan", "one huge", "one tiny"])
 def test_the_weights_stay_unbiased_and_below_their_cap(kind):
-    pruner = InfoBatch(N, EPOCHS, budget=0.4)
+    pruner = DataPruner(N, EPOCHS, BudgetThreshold(), budget=0.4)
     with _nan_warnings(kind):
         while pruner.epoch < EPOCHS:
             weights = pruner.plan.weights
@@ -116,7 +120,7 @@ def test_the_weights_stay_unbiased_and_below_their_cap(kind):
 
 
 def test_with_a_large_pool_the_threshold_is_the_mean():
-    pruner = InfoBatch(N, EPOCHS, budget=0.8)
+    pruner = DataPruner(N, EPOCHS, BudgetThreshold(), budget=0.8)
     train(pruner, stop=10)
     scores = pruner.scores.double()
     assert pruner.epoch == 1
@@ -126,7 +130,7 @@ def test_with_a_large_pool_the_threshold_is_the_mean():
 
 
 def test_with_a_small_pool_the_threshold_moves_up():
-    pruner = InfoBatch(N, EPOCHS, budget=0.45)
+    pruner = DataPruner(N, EPOCHS, BudgetThreshold(), budget=0.45)
     train(pruner, "one tiny", stop=10)
     assert pruner.plan.threshold > pruner.scores.double().mean()
     assert len(pruner.plan.pruned) > 0.5 * N
@@ -156,9 +160,43 @@ def test_without_groups_a_class_of_low_losses_is_thinned_most():
     pruner = InfoBatch(N, EPOCHS, budget=0.6)
     loader = DataLoader(torch.arange(N), batch_size=50, sampler=pruner.sampler)
     for indices in loader:
-        pruner.update(losses_of("usual", indices, 0) + 100.0 * (indices % 3))
+        pruner.update(0.1 + 1e-4 * indices + indices % 3)
     counts = np.bincount((pruner.plan.indices % 3).numpy(), minlength=3)
     assert counts[0] < 0.5 * counts[2]
+
+
+def test_what_is_left_out_is_what_is_learned():
+    """In a run that learns two thirds, little of the gradient is left out, and no word said."""
+    pruner = InfoBatch(N, EPOCHS, budget=0.6)
+    loader = DataLoader(torch.arange(N), batch_size=50, sampler=pruner.sampler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IndistinctScoresWarning)
+        for epoch in range(EPOCHS):
+            if pruner.epoch == EPOCHS // 2:
+                assert pruner.plan.selection.mass_left_out < 0.1
+                assert len(pruner.plan.pruned) > 0.4 * N
+            for indices in loader:
+                learned = torch.where(indices % 3 > 0, 1.0 / (1 + epoch) ** 2, 1.0)
+                pruner.update(learned * (1.0 + 1e-3 * indices))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(N) % 3], ids=["", "groups"])
+def test_a_run_that_learns_no_sample_says_so_once_and_is_random(groups):
+    pruner = InfoBatch(N, EPOCHS, budget=0.6, groups=groups)
+    with pytest.warns(IndistinctScoresWarning, match="the full data for fewer epochs") as seen:
+        train(pruner, "one tiny")
+    assert len(seen) == 1
+    assert "49% of the samples are left out of epoch 13, the last that is pruned" in str(seen[0])
+    times = np.zeros(N)
+    again = InfoBatch(N, EPOCHS, budget=0.6, groups=groups)
+    loader = DataLoader(torch.arange(N), batch_size=50, sampler=again.sampler)
+    for epoch in range(EPOCHS - 2):
+        times[again.plan.indices.numpy()] += 1
+        assert set(again.plan.weights.tolist()) == {1.0}
+        for indices in loader:
+            again.update(losses_of("one tiny", indices, epoch))
+    low, high = np.array_split(times[np.arange(N) != 7], 2)  # losses rise with the index
+    assert low.mean() == pytest.approx(high.mean(), rel=0.05)
 
 
 @pytest.mark.parametrize("policy", [RandomSubset(), UpperConfidenceBound(every=3)], ids=repr)
@@ -235,20 +273,20 @@ def test_epochs_at_their_limit_leave_the_rest_to_the_others():
 @pytest.mark.parametrize("budget", [0.2, 0.3])
 def test_a_budget_out_of_reach_is_refused_with_the_range(budget):
     with pytest.raises(ValueError, match=r"budget must be 0\.3907 to 1 here, got 0\.[23]"):
-        InfoBatch(N, EPOCHS, budget=budget)
+        DataPruner(N, EPOCHS, BudgetThreshold(), budget=budget)
     least = _least_of(budget)
     assert passes_of(least) == round(least * N * EPOCHS)
 
 
 def _least_of(budget):
     try:
-        InfoBatch(N, EPOCHS, budget=budget)
+        DataPruner(N, EPOCHS, BudgetThreshold(), budget=budget)
     except ValueError as error:
         return float(str(error).split("budget must be ")[1].split()[0])
 
 
 def passes_of(budget):
-    pruner = InfoBatch(N, EPOCHS, budget=budget)
+    pruner = DataPruner(N, EPOCHS, BudgetThreshold(), budget=budget)
     train(pruner)
     return passes(pruner)
 

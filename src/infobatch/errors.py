@@ -46,3 +46,7 @@ class StateError(InfoBatchError, ValueError):
 
 class NonFiniteLossWarning(UserWarning):
     """Some losses of an epoch were NaN or infinite; their samples are kept in the next one."""
+
+
+class IndistinctScoresWarning(UserWarning):
+    """The scores told no samples apart, so that a budget's epochs were random parts of the data."""

@@ -19,6 +19,7 @@ from infobatch.distributed import Ranks, World
 from infobatch.errors import (
     DistributedError,
     EpochError,
+    IndistinctScoresWarning,
     LossError,
     MisalignedUpdateError,
     NonFiniteLossWarning,
@@ -45,11 +46,11 @@ from infobatch.plan import EpochPlan, Share
 from infobatch.planner import Planner
 from infobatch.policies import (
     AnyPolicy,
-    BudgetThreshold,
     ExactPolicy,
     FullData,
     MeanThreshold,
     MemoryPolicy,
+    ProportionalSampling,
     QuantileThresholds,
     ShardedPolicy,
     WithinGroups,
@@ -65,6 +66,7 @@ from infobatch.streams import StreamFilter
 from infobatch.validation import check_fraction, check_int, length
 
 _PRUNE_RATIO = 0.5  # the paper's
+_INDISTINCT = 0.9  # of the gradient mass in a random part of the samples
 
 
 class DataPruner:
@@ -386,7 +388,23 @@ class DataPruner:
         """
         if self._plan is None or self._plan.shard != self._planner.shard:
             self._plan = self._planner.plan(self._epoch, self._meet_to_plan)
+            self._warn_if_indistinct(self._plan)
         return self._plan
+
+    def _warn_if_indistinct(self, plan: EpochPlan) -> None:
+        """Say so if what the last pruned epoch leaves out, when most is learned, is arbitrary."""
+        pruned = self._planner.pruned_epochs
+        saved, mass = 1.0 - len(plan) / plan.total, plan.selection.mass_left_out
+        if plan.epoch + 1 != pruned.stop or not mass >= _INDISTINCT * saved > 0.0:
+            return
+        if self._ranks.world().rank == 0:
+            warnings.warn(
+                f"{saved:.0%} of the samples are left out of epoch {plan.epoch}, the last that is "
+                f"pruned, and {mass:.0%} of what bounds the gradients with them: the scores tell "
+                "hardly any samples apart, so this run is one on the full data for fewer epochs",
+                IndistinctScoresWarning,
+                stacklevel=2,
+            )
 
     @property
     def share(self) -> Share:
@@ -984,11 +1002,14 @@ class InfoBatch(DataPruner):
         quantiles: instead of the mean threshold, (upper quantile, keep ratio) pairs of score
             ranges; `infobatch.policies.PAPER_QUANTILES` is what the paper's 40% results used.
         budget: instead of a prune ratio, what the run may cost: 0.6 is 60% of the sample passes
-            of the full run, warm-up and annealing included. It is met exactly. In each pruned
-            epoch the prune ratio is solved for; where the samples below the mean are too few to
-            give so many at a weight of at most 4, the threshold moves up
-            (`infobatch.policies.BudgetThreshold`). With `quantiles`, their prune ratios are
-            scaled alike.
+            of the full run, warm-up and annealing included. It is met exactly. With a budget the
+            policy is not the paper's but one that has been better at equal cost
+            (`infobatch.policies.ProportionalSampling`): what is learned is left out, and nothing
+            is scaled up, which is biased towards what is not learned yet. Where the model is sure
+            of no sample it leaves out a random part, which is full data for fewer epochs, and says
+            so in a warning. The paper's own rule under a budget is
+            `DataPruner(dataset, num_epochs, BudgetThreshold(), budget=...)`. With `quantiles`,
+            their prune ratios are scaled alike.
         ratio_schedule, groups, seed, sampler, warmup_epochs, score_ema, process_group, rank,
             world_size, sharded: see `DataPruner`.
 
@@ -1020,7 +1041,7 @@ class InfoBatch(DataPruner):
         if quantiles is not None:
             policy = QuantileThresholds(normalise_quantiles(quantiles))
         elif budget is not None:
-            policy = BudgetThreshold()
+            policy = ProportionalSampling()
         if budget is not None and prune_ratio != _PRUNE_RATIO:
             raise ValueError(
                 f"a budget solves for the prune ratio, so prune_ratio={prune_ratio!r} has no "
@@ -1062,7 +1083,7 @@ def _checked_policy(
         raise TypeError(
             "budget= needs a policy that can be told how many samples to keep (one with "
             "select_exactly; see infobatch.policies.ExactPolicy), such as "
-            f"infobatch.policies.BudgetThreshold(), got {policy!r}"
+            f"infobatch.policies.ProportionalSampling(), got {policy!r}"
         )
     if groups is None:
         return policy

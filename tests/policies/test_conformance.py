@@ -30,8 +30,9 @@ BIASED = [
     p.ProtectedTail(p.BudgetThreshold(), tail=0.2),
     p.WithinGroups(p.EarlyStopping(0.05), GROUPS),
     p.ProportionalSampling(),
-    p.ProportionalSampling("root", 2.0, 0.5, 0.0),
-    p.AgedScores(p.ProportionalSampling(exponent=0.0), 3.0),
+    p.ProportionalSampling("root", 2.0, 0.5, 0.5, 2.0),
+    p.WithinGroups(p.ProportionalSampling(), GROUPS),
+    p.AgedScores(p.ProportionalSampling(), 3.0),
 ]
 UNBIASED = [
     p.MeanThreshold(0.5),

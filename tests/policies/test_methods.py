@@ -113,9 +113,9 @@ def middles(values):
 
 def naive_probabilities(bounds, keep, floor):
     """clip(c * bound, floor, 1) for each sample, by trying c: the sum must be `keep`."""
-    low, high = 0.0, 1e9
+    low, high = 1e-20, 1e20
     for _ in range(300):
-        c = (low + high) / 2
+        c = math.sqrt(low * high)
         if sum(min(1.0, max(floor, c * bound)) for bound in bounds) > keep:
             high = c
         else:
@@ -132,14 +132,17 @@ def naive_probabilities(bounds, keep, floor):
     ],
 )
 @pytest.mark.parametrize(
-    ("power", "floor", "exponent"), [(1, 0.15, 1), (0.5, 0.3, 0.5), (2, 0.1, 0)]
+    ("power", "floor", "exponent", "ceiling"),
+    [(1, 0.15, 1, math.inf), (0.5, 0.3, 0.5, 0.3), (2, 0.1, 0, math.inf), (4, 0.05, 0, 0.5)],
 )
 @pytest.mark.parametrize("keep", [25, 40, 59])
-def test_proportional_sampling(bound, of, power, floor, exponent, keep):
+def test_proportional_sampling(bound, of, power, floor, exponent, ceiling, keep):
     scores = middles(rng().choice(SCORES, N))
-    policy = p.ProportionalSampling(bound, power, floor, exponent)
+    policy = p.ProportionalSampling(bound, power, floor, exponent, ceiling)
     selection = policy.select_exactly(scores, keep, 3, rng(keep))
-    expected = naive_probabilities([of(float(s)) ** power for s in scores], keep, floor)
+    bounds = [of(float(s)) for s in scores]
+    claims = [min(each, ceiling) ** power for each in bounds]
+    expected = naive_probabilities(claims, keep, floor)
     # Of the samples with one score their expected number is kept, rounded up or down by one draw
     # for all scores, and a random part of them.
     draws = rng(keep)
@@ -158,6 +161,8 @@ def test_proportional_sampling(bound, of, power, floor, exponent, keep):
     assert len(kept(selection)) == keep
     for i in kept(selection):
         assert weights(selection)[i] == pytest.approx(expected[i] ** -exponent, rel=1e-6)
+    mass_left_out = sum((1 - expected[i]) * bounds[i] for i in range(N))
+    assert selection.mass_left_out == pytest.approx(mass_left_out / sum(bounds), rel=1e-6)
 
 
 def test_proportional_sampling_in_its_extremes():
@@ -577,6 +582,7 @@ def test_evolved_sampling():
         (lambda: p.ProportionalSampling(power=-1), "power must be"),
         (lambda: p.ProportionalSampling(floor=0), "floor must be above 0"),
         (lambda: p.ProportionalSampling(exponent=2), "exponent must be in"),
+        (lambda: p.ProportionalSampling(ceiling=0), "ceiling must be"),
         (lambda: p.AgedScores(p.BudgetThreshold(), 0.0), "half_life must be"),
         (lambda: p.EarlyStopping(-1e-3), "tolerance must be a finite number at least 0"),
         (lambda: p.FixedSubset(np.array([1, 1])), "distinct"),

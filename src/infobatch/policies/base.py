@@ -26,6 +26,9 @@ class Selection:
         level: (N,) uint8 indices into `weights`, or None.
         threshold: the score below which samples may be pruned; NaN where there is none.
             For information: it appears in `history`.
+        mass_left_out: the part, in [0, 1], of the sum over all samples of what bounds their
+            gradients that lies in what is left out; in a random subset, it is the part of the
+            samples. NaN where the policy does not say. For information.
 
     Raises:
         PolicyError: the arrays do not fit these descriptions.
@@ -34,6 +37,7 @@ class Selection:
     weights: NDArray[np.floating]
     level: NDArray[np.uint8] | None = None
     threshold: float = float("nan")
+    mass_left_out: float = float("nan")
 
     def __post_init__(self) -> None:
         weights, level = self.weights, self.level

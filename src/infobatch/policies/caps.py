@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class CappedWeights(Wrapper):
         weights = np.minimum(selection.weights, self.max_weight)
         if np.array_equal(weights, selection.weights):
             return selection
-        return Selection(weights, selection.level, selection.threshold)
+        return replace(selection, weights=weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,4 +117,4 @@ class ProtectedTail(Wrapper):
         highest = np.argpartition(memory["persistent"][known], len(known) - size)[-size:]
         weights = selection.weights_of(np.arange(len(selection)))
         weights[known[highest]] = np.minimum(weights[known[highest]], 1.0)
-        return Selection(weights, None, selection.threshold)
+        return replace(selection, weights=weights, level=None)

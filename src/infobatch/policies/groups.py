@@ -65,14 +65,15 @@ class WithinGroups(Wrapper):
         """Ask the policy once for each group."""
         sizes = np.array([len(rows) for rows in self._members])
         keeps = [None] * len(sizes) if keep is None else shares(keep, sizes).tolist()
-        weights = np.zeros(len(scores))
+        weights, left_out = np.zeros(len(scores)), 0.0
         for rows, group_keep in zip(self._members, keeps, strict=True):
             part: dict[str, FloatArray] = {name: values[rows] for name, values in memory.items()}
             selection = selection_of(self.policy, part, scores[rows], group_keep, epoch, rng)
             weights[rows] = selection.weights_of(np.arange(len(rows)))
+            left_out += selection.mass_left_out * len(rows) / len(scores)
             for name, values in part.items():
                 memory[name][rows] = values
-        return Selection(weights)
+        return Selection(weights, mass_left_out=left_out)
 
 
 def check_groups(groups: Any) -> NDArray[np.int64]:

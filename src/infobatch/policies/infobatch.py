@@ -84,7 +84,7 @@ class MeanThreshold:
 
 @dataclass(frozen=True)
 class BudgetThreshold:
-    """InfoBatch that keeps a given number of samples: what `InfoBatch(budget=...)` runs.
+    """InfoBatch that keeps a given number of samples.
 
     The pool is what lies below the mean score, as in `MeanThreshold`; the prune probability is
     solved for, so that exactly the wanted number is kept, and the weight of those that remain

@@ -1,4 +1,4 @@
-"""Keep samples with a probability in proportion to a bound on their gradient; temper the weights.
+"""Keep samples with a probability in proportion to a power of a bound on their gradient.
 
 The derivation is in docs/methods/proportional.md, and what was tried in docs/research-log.md.
 """
@@ -30,8 +30,8 @@ _BOUNDS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "loss": lambda scores: scores,
     "root": np.sqrt,
 }
-_SMALL = 1e-6  # no bound counts as a smaller part of the largest; none is 0
-_BISECTIONS = 100
+_SMALL = 1e-12  # no claim counts as a smaller part of the largest; none is 0
+_BISECTIONS = 120
 _LEVELS = 254  # of keep probabilities; beside them a Selection has one for what is pruned
 _BLOCK = 1 << 18
 _GRAIN = 1 << 20  # borders are sums, and exact to so small a part of a sample
@@ -39,18 +39,23 @@ _GRAIN = 1 << 20  # borders are sums, and exact to so small a part of a sample
 
 @dataclass(frozen=True)
 class ProportionalSampling:
-    """Keep a sample with probability p = clip(c * bound**power, floor, 1) and weight p**-exponent.
+    """Leave out what is learned: what `InfoBatch(budget=...)` runs.
 
-    The bound is one on the norm of the sample's gradient, so that with power 1 and exponent 1
-    this is the sampling of least variance among those whose weighted sum of gradients is that of
-    the full data in expectation, as far as a bound can tell. c is solved for, so that exactly the
-    wanted number is kept. The draw is stratified: samples of (nearly) equal bound make a level, and
+    A sample is kept with probability p = clip(c * min(bound, ceiling)**power, floor, 1) and weighs
+    p**-exponent. The bound is one on the norm of its gradient. c is solved for, so that exactly the
+    wanted number is kept. The draw is stratified: samples of (nearly) equal p make a level, and
     each level keeps its expected number, rounded up or down.
 
-    Exponent 1 is unbiased: E[weight * kept] = 1 for every sample. A smaller one trades that for
+    Power 1 and exponent 1 are the sampling of least variance among those whose weighted sum of
+    gradients is that of the full data in expectation, as far as a bound can tell. Exponent 1 is
+    unbiased with any power: E[weight * kept] = 1 for every sample. A smaller one trades that for
     weights that cannot be large: the expected gradient is then that of the objective
     sum_i p_i**(1 - exponent) * loss_i, which leans to samples that are not yet learned. With
-    exponent 0 nothing is scaled.
+    exponent 0, the default, nothing is scaled.
+
+    The ceiling is the guard: samples whose bound lies above it are all alike. Where the model is
+    not sure of any, because training is short or labels are wrong, all have the same p, and an
+    epoch is a random part of the data with weight 1: full data for fewer epochs.
 
     Samples without a usable score are kept, as long as the budget allows it.
 
@@ -60,12 +65,14 @@ class ProportionalSampling:
         floor: the smallest keep probability, in (0, 1]. It bounds the budget: at least this part
             of a pruned epoch is kept; and how long a sample waits: 1 / floor epochs on average.
         exponent: of the weights, in [0, 1].
+        ceiling: above 0, in the bound's unit; infinity for none.
     """
 
     bound: Bound = "probability"
-    power: float = 1.0
-    floor: float = 0.15
-    exponent: float = 0.5
+    power: float = 4.0
+    floor: float = 0.05
+    exponent: float = 0.0
+    ceiling: float = 0.5
 
     def __post_init__(self) -> None:
         if self.bound not in get_args(Bound):
@@ -77,6 +84,9 @@ class ProportionalSampling:
         if floor == 0.0:
             raise ValueError(f"floor must be above 0, got {self.floor!r}")
         object.__setattr__(self, "floor", floor)
+        if self.ceiling != math.inf:
+            ceiling = check_at_least("ceiling", self.ceiling, 0.0, inclusive=False)
+            object.__setattr__(self, "ceiling", ceiling)
 
     def select_exactly(
         self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
@@ -90,7 +100,8 @@ class ProportionalSampling:
         sizes = np.append(counts[bins], num_samples - counts.sum())  # the last: without a score
         floor = min(self.floor, keep / num_samples)
         middles = bin_middles()[bins]
-        probabilities = keep_probabilities(self._bounds(middles), sizes, keep, floor)
+        bounds = _BOUNDS[self.bound](np.maximum(middles, 0.0))
+        probabilities = keep_probabilities(self._claims(bounds), sizes, keep, floor)
         # Levels of nearly equal probability, and in each the mean of it.
         place = np.log(probabilities / floor) / -math.log(floor)
         level_of_bin = 1 + np.rint(place * (_LEVELS - 1)).astype(np.uint8)
@@ -109,18 +120,19 @@ class ProportionalSampling:
         weights[0] = 0.0
         prunable = middles[probabilities[:-1] < 1.0]
         threshold = float(prunable[-1]) if len(prunable) else float("nan")  # bins rise
-        return Selection(weights, level, threshold)
+        mass = bounds * sizes[:-1]
+        left_out = float((1.0 - probabilities[:-1]) @ mass / mass.sum()) if mass.any() else 0.0
+        return Selection(weights, level, threshold, mass_left_out=left_out)
 
     def min_keep(self, num_samples: int) -> int:
         """The part `floor` of them."""
         return max(1, math.ceil(num_samples * self.floor))
 
-    def _bounds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of these scores, and at the end of a sample without one: above all."""
-        bounds = _BOUNDS[self.bound](np.append(np.maximum(scores, 0.0), 1.0)) ** self.power
-        largest = bounds[:-1].max(initial=0.0) or 1.0
-        bounds[-1] = largest / _SMALL
-        return np.maximum(bounds, largest * _SMALL)
+    def _claims(self, bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What p is in proportion to, (K + 1,); at the end, above all: without a usable score."""
+        capped = np.minimum(bounds, self.ceiling)
+        claims = (capped / (capped.max(initial=0.0) or 1.0)) ** self.power
+        return np.append(np.maximum(claims, _SMALL), 1.0 / _SMALL)
 
 
 def keep_probabilities(

@@ -43,12 +43,12 @@ def quantile(context: ArmContext) -> ArmRun:
 
 
 def budget(context: ArmContext) -> ArmRun:
-    """`InfoBatch(budget=...)`: the prune ratio is solved for in every epoch."""
+    """The prune ratio is solved for in every epoch."""
     return exact_run(context, BudgetThreshold(), "infobatch-budget")
 
 
 def groups(context: ArmContext) -> ArmRun:
-    """`InfoBatch(budget=..., groups=labels)`: within each class."""
+    """The prune ratio is solved for in every epoch and within each class."""
     if context.labels is None:
         raise LabError("infobatch-groups needs a task whose samples belong to classes")
     return exact_run(context, BudgetThreshold(), "infobatch-groups", groups=context.labels)

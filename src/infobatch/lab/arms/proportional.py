@@ -20,6 +20,7 @@ def start(
     power: float = DEFAULTS.power,
     floor: float = DEFAULTS.floor,
     exponent: float = DEFAULTS.exponent,
+    ceiling: float = DEFAULTS.ceiling,
     cap: float = 0.0,
     half_life: float = 0.0,
     ema: float = 0.0,
@@ -29,7 +30,9 @@ def start(
 ) -> ArmRun:
     """The policy with these settings; a cap or half-life of 0: none; delta -1: the comparison's."""
     try:
-        policy: AnyPolicy = ProportionalSampling(cast(Bound, bound), power, floor, exponent)
+        policy: AnyPolicy = ProportionalSampling(
+            cast(Bound, bound), power, floor, exponent, ceiling
+        )
         if cap:
             policy = CappedWeights(policy, cap)
         if half_life:
@@ -49,8 +52,8 @@ def start(
 
 ARM = Arm(
     "proportional",
-    "kept in proportion to a bound on the gradient, with tempered weights",
+    "what is learned is left out: what InfoBatch does with a budget",
     start,
-    family="extras",
+    family="dynamic",
     settings=start.__kwdefaults__ or {},
 )
