@@ -266,6 +266,32 @@ def test_the_states_of_all_ranks_load_into_another_number_of_ranks(saved, loaded
         assert torch.equal(scores, difficulty(own).float())
 
 
+def test_a_budget_goes_on_with_another_number_of_ranks():
+    """Each rank has had thresholds of its own, as it selects among its own samples."""
+    num_samples, epochs = 701, 8
+
+    def make(group):
+        return InfoBatch(num_samples, epochs, budget=0.7, sharded=True, process_group=group)
+
+    def save(group):
+        pruner = make(group)
+        train(pruner, 8, epochs=3)
+        assert np.isfinite(pruner.history[-1].threshold)
+        return pruner.state_dict(), pruner.history[-1].threshold
+
+    before = in_threads(3, save)
+    assert len({threshold for _, threshold in before}) > 1
+
+    def load(group):
+        pruner = make(group)
+        pruner.load_state_dict(state for state, _ in before)
+        train(pruner, 8, epochs=epochs - 3)
+        return pruner.history
+
+    for history in in_threads(2, load):
+        assert sum(record.kept for record in history) == round(0.7 * num_samples * epochs)
+
+
 def test_states_that_are_not_one_of_each_rank_are_refused():
     def save(group):
         pruner = InfoBatch(100, EPOCHS, sharded=True, process_group=group)
