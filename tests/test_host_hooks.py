@@ -207,7 +207,7 @@ def test_optimizer_steps_where_gradients_are_accumulated():
     for _ in range(4):
         sizes.append(len(loader))
         for batch in loader:
-            pruner.update(batch.float())
+            pruner.update(batch.float() / N)
     assert pruner.total_steps(BATCH) == sum(sizes)
     assert pruner.total_steps(BATCH, accumulate=3) == sum(math.ceil(n / 3) for n in sizes)
     assert len(loader) == math.ceil(N / BATCH)  # a look past the end of the run
