@@ -19,7 +19,8 @@ from pathlib import Path
 from infobatch.lab import plots, summary
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
 from infobatch.lab.results import read_results
-from infobatch.lab.summary import Comparison, Row, summarise
+from infobatch.lab.stats import paired_difference
+from infobatch.lab.summary import Comparison, Row, describe, summarise
 from infobatch.lab.task import Metric
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,8 @@ README_ARMS = (
 )
 IN_README = ("digits", "cifar10-small-cnn")
 WORDS = ("arm", "verdict")
+OURS = "proportional"
+"""The policy of `InfoBatch(budget=...)`."""
 
 
 def table(rows: Sequence[Row], columns: Sequence[str] = tuple(HEADINGS)) -> str:
@@ -104,6 +107,27 @@ def tables(comparison: Comparison, columns: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part.count("\n") > 1)
 
 
+def against(comparison: Comparison) -> str:
+    """What `proportional` gains over each other arm, paired by seed; nothing without it."""
+    lines = []
+    for cost in comparison.costs:
+        ours = {run.seed: run.metric for run in comparison.runs_of(OURS, cost)}
+        for row in comparison.rows:
+            theirs = {run.seed: run.metric for run in comparison.runs_of(row.arm, row.cost_target)}
+            seeds = sorted(ours.keys() & theirs.keys())
+            if row.cost_target not in (None, cost) or row.arm == OURS or not seeds:
+                continue
+            gains = [(row.judged_by.gain(ours[seed], theirs[seed])) for seed in seeds]
+            difference = paired_difference(gains, [0.0] * len(gains))
+            lines.append(
+                f"| {cost:g} | {row.label} | {describe(difference, row.judged_by)} | {len(seeds)} |"
+            )
+    if not lines:
+        return ""
+    heads = f"| cost | `{OURS}` over | difference, {comparison.metric.unit_of_gain} | seeds |"
+    return "\n".join([heads, "|---:|---|---:|---:|", *lines])
+
+
 def section(
     comparison: Comparison,
     notes: str = "",
@@ -123,6 +147,7 @@ def section(
             notes.strip(),
             picture,
             tables(comparison, columns),
+            against(comparison),
             f"Margin: {margin}, stated before the runs.",
             f"```text\n{command}\n```",
             f"{run.hardware}; {versions}.",
@@ -231,8 +256,8 @@ def _task_row(comparison: Comparison, page: Path, advice: str, apart: list[str])
         settings.model + optimizer + options,
         f"{metric.name} {metric.with_unit(full.metric)}",
         f"{own.saved:.0f}%",
-        "" if own.difference is None else summary.describe(own.difference, metric),
-        "" if rival is None else summary.describe(rival, metric),
+        "" if own.difference is None else describe(own.difference, metric),
+        "" if rival is None else describe(rival, metric),
         advice,
     ]
     return "| " + " | ".join(columns) + " |"
