@@ -56,7 +56,7 @@ from infobatch.policies import (
     WithinGroups,
 )
 from infobatch.policies.base import is_exact, is_native, is_policy
-from infobatch.policies.groups import check_groups
+from infobatch.policies.groups import check_groups, has_groups
 from infobatch.policies.infobatch import normalise_quantiles
 from infobatch.rescale import Reduction, check_indices, check_losses, rescale
 from infobatch.sampler import Ledger, LoaderFacts, PlanSampler
@@ -186,11 +186,16 @@ class DataPruner:
                 "sharded=True shuffles each rank's own samples, so sampler= cannot be used; use "
                 "sharded=False, which plans the order of your sampler on every rank"
             )
-        if not isinstance(self.policy, ShardedPolicy if self.budget is None else ExactPolicy):
+        if has_groups(self.policy):
+            raise TypeError(
+                "sharded=True cannot keep groups, as a rank knows of its own samples only; use "
+                "sharded=False"
+            )
+        if self.budget is None and not isinstance(self.policy, ShardedPolicy):
             raise TypeError(
                 "sharded=True needs a policy with summarise and select_with (see "
-                "infobatch.policies.ShardedPolicy), or, with budget=, one with select_exactly, "
-                f"got {self.policy!r}"
+                "infobatch.policies.ShardedPolicy), or, with budget=, one that can be told how "
+                f"many samples to keep, got {self.policy!r}"
             )
 
     def _sizes(self, pruned: range, ratio_schedule: RatioSchedule) -> list[int] | None:
@@ -942,11 +947,11 @@ class DataPruner:
             StateError: it does not fit; the reason is named, and nothing has been changed.
         """
         shard = self._planner.shard_now()
+        columns = tuple(self.policy.columns) if isinstance(self.policy, MemoryPolicy) else ()
         if self.sharded and not isinstance(state, Mapping) and isinstance(state, Iterable):
-            saved = Snapshot.merge(state, self._settings(), shard)
+            saved = Snapshot.merge(state, self._settings(), shard, columns)
         else:
-            columns = self.policy.columns if isinstance(self.policy, MemoryPolicy) else ()
-            saved = Snapshot.unpack(state, self._settings(), tuple(columns))
+            saved = Snapshot.unpack(state, self._settings(), columns)
         if saved.shard != shard:
             raise StateError(
                 f"the state is that of rank {saved.shard.index} of {saved.shard.count}, this is "

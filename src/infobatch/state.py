@@ -112,28 +112,36 @@ class Snapshot:
         return cls(epoch, position, scores, memory, plan, tally, history, shard)
 
     @classmethod
-    def merge(cls, states: Iterable[object], settings: dict[str, Any], shard: Shard) -> Snapshot:
+    def merge(
+        cls,
+        states: Iterable[object],
+        settings: dict[str, Any],
+        shard: Shard,
+        columns: Collection[str] = (),
+    ) -> Snapshot:
         """The state of one shard out of the states of all ranks of a run with other shards.
 
         Args:
             states: of every rank, in any order; taken one at a time.
             settings: the pruner's.
             shard: the samples that this rank owns now.
+            columns: of the policy's memory.
 
         Raises:
             StateError: one of them does not fit, or they are not one of each rank.
         """
-        merged = _Merged(shard)
+        merged = _Merged(shard, columns)
         for state in states:
-            merged.add(cls.unpack(state, settings))
+            merged.add(cls.unpack(state, settings, columns))
         return merged.snapshot()
 
 
 class _Merged:
     """What one shard takes from the snapshots of other shards."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, columns: Collection[str]) -> None:
         self._shard = shard
+        self._memory = {name: np.full(len(shard), np.nan, dtype=np.float32) for name in columns}
         self._scores = np.full(len(shard), np.nan, dtype=np.float32)
         self._weights = np.zeros(len(shard))
         self._done: list[NDArray[np.int64]] = []
@@ -160,6 +168,8 @@ class _Merged:
         source = np.arange(len(saved.shard))
         rows = self._shard.rows(saved.shard.ids(source).astype(np.int64))
         self._scores[rows[rows >= 0]] = saved.scores[rows >= 0]
+        for name, values in saved.memory.items():
+            self._memory[name][rows[rows >= 0]] = values[rows >= 0]
         if saved.plan is not None and saved.position > 0:
             order = saved.plan.order
             mine = rows[order]
@@ -197,13 +207,22 @@ class _Merged:
             )
             position = len(done)
         return Snapshot(
-            first.epoch, position, self._scores, {}, plan, self._tally, first.history, self._shard
+            first.epoch,
+            position,
+            self._scores,
+            self._memory,
+            plan,
+            self._tally,
+            first.history,
+            self._shard,
         )
 
 
 def _same_history(one: list[EpochRecord], other: list[EpochRecord]) -> bool:
     """Whether they are of one run; under a budget each rank has had thresholds of its own."""
-    first, second = ([dataclasses.replace(r, threshold=0.0) for r in records] for records in (one, other))
+    first, second = (
+        [dataclasses.replace(r, threshold=0.0) for r in records] for records in (one, other)
+    )
     return repr(first) == repr(second)  # NaN equals NaN
 
 

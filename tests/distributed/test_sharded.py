@@ -9,7 +9,14 @@ from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import DistributedError, StateError
-from infobatch.policies import PAPER_QUANTILES, FullData, Selection
+from infobatch.policies import (
+    PAPER_QUANTILES,
+    AgedScores,
+    BudgetThreshold,
+    FullData,
+    ProportionalSampling,
+    Selection,
+)
 from infobatch.scores import finite_quantiles, histogram, histogram_quantiles
 
 EPOCHS = 4
@@ -266,12 +273,17 @@ def test_the_states_of_all_ranks_load_into_another_number_of_ranks(saved, loaded
         assert torch.equal(scores, difficulty(own).float())
 
 
-def test_a_budget_goes_on_with_another_number_of_ranks():
+@pytest.mark.parametrize(
+    "policy", [BudgetThreshold(), AgedScores(ProportionalSampling(), 2.0)], ids=["", "with memory"]
+)
+def test_a_budget_goes_on_with_another_number_of_ranks(policy):
     """Each rank has had thresholds of its own, as it selects among its own samples."""
     num_samples, epochs = 701, 8
 
     def make(group):
-        return InfoBatch(num_samples, epochs, budget=0.7, sharded=True, process_group=group)
+        return DataPruner(
+            num_samples, epochs, policy, budget=0.7, sharded=True, process_group=group
+        )
 
     def save(group):
         pruner = make(group)
@@ -285,11 +297,20 @@ def test_a_budget_goes_on_with_another_number_of_ranks():
     def load(group):
         pruner = make(group)
         pruner.load_state_dict(state for state, _ in before)
+        memory = pruner.state_dict()["memory"]
         train(pruner, 8, epochs=epochs - 3)
-        return pruner.history
+        return memory, pruner.history
 
-    for history in in_threads(2, load):
+    after = in_threads(2, load)
+    for _, history in after:
         assert sum(record.kept for record in history) == round(0.7 * num_samples * epochs)
+    for name in after[0][0]:
+        of_sample = np.full((2, num_samples), -1.0)
+        for ranks, states in enumerate([[s["memory"] for s, _ in before], [m for m, _ in after]]):
+            for rank, memory in enumerate(states):
+                of_sample[ranks, rank :: len(states)] = memory[name]
+        np.testing.assert_array_equal(*of_sample)
+        assert len(np.unique(of_sample)) > 1
 
 
 def test_states_that_are_not_one_of_each_rank_are_refused():
@@ -322,6 +343,8 @@ class OnlySelect:
 def test_what_cannot_be_sharded_is_refused():
     with pytest.raises(TypeError, match="a policy with summarise and select_with"):
         DataPruner(10, 2, OnlySelect(), sharded=True)
+    with pytest.raises(TypeError, match="cannot keep groups"):
+        InfoBatch(10, 4, budget=0.8, groups=np.arange(10) % 2, sharded=True)
     with pytest.raises(ValueError, match=r"sampler= cannot be used; use\s+sharded=False"):
         InfoBatch(10, 2, sampler=range(10), sharded=True)
     with pytest.raises(ValueError, match="stream_filter needs the plan of the whole data set"):

@@ -76,6 +76,13 @@ class WithinGroups(Wrapper):
         return Selection(weights, mass_left_out=left_out)
 
 
+def has_groups(policy: object) -> bool:
+    """Whether a policy, or one inside it, is applied within groups."""
+    while isinstance(policy, Wrapper) and not isinstance(policy, WithinGroups):
+        policy = policy.policy
+    return isinstance(policy, WithinGroups)
+
+
 def check_groups(groups: Any) -> NDArray[np.int64]:
     """Groups as int64 (N,).
 
