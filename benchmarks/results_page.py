@@ -57,8 +57,9 @@ README_ARMS = (
     COST,
     "infobatch-quantile",
     "infobatch-budget",
+    "proportional",
 )
-IN_README = ("digits", "cifar10-small-cnn")
+IN_README = ("digits", "cifar10-budget")
 WORDS = ("arm", "verdict")
 OURS = "proportional"
 """The policy of `InfoBatch(budget=...)`."""
