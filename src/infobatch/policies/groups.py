@@ -70,10 +70,10 @@ class WithinGroups(Wrapper):
             part: dict[str, FloatArray] = {name: values[rows] for name, values in memory.items()}
             selection = selection_of(self.policy, part, scores[rows], group_keep, epoch, rng)
             weights[rows] = selection.weights_of(np.arange(len(rows)))
-            left_out += selection.mass_left_out * len(rows) / len(scores)
+            left_out += 0.0 if selection.is_full else selection.mass_left_out * len(rows)
             for name, values in part.items():
                 memory[name][rows] = values
-        return Selection(weights, mass_left_out=left_out)
+        return Selection(weights, mass_left_out=left_out / len(scores))
 
 
 def has_groups(policy: object) -> bool:
