@@ -19,8 +19,7 @@ from pathlib import Path
 from infobatch.lab import plots, summary
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
 from infobatch.lab.results import read_results
-from infobatch.lab.stats import paired_difference
-from infobatch.lab.summary import Comparison, Row, describe, summarise
+from infobatch.lab.summary import Comparison, Row, describe, paired_gain, summarise
 from infobatch.lab.task import Metric
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,17 +111,15 @@ def against(comparison: Comparison) -> str:
     """What `proportional` gains over each other arm, paired by seed; nothing without it."""
     lines = []
     for cost in comparison.costs:
-        ours = {run.seed: run.metric for run in comparison.runs_of(OURS, cost)}
+        ours = {run.seed: run for run in comparison.runs_of(OURS, cost)}
         for row in comparison.rows:
-            theirs = {run.seed: run.metric for run in comparison.runs_of(row.arm, row.cost_target)}
-            seeds = sorted(ours.keys() & theirs.keys())
-            if row.cost_target not in (None, cost) or row.arm == OURS or not seeds:
+            if row.cost_target not in (None, cost) or row.arm == OURS:
                 continue
-            gains = [(row.judged_by.gain(ours[seed], theirs[seed])) for seed in seeds]
-            difference = paired_difference(gains, [0.0] * len(gains))
-            lines.append(
-                f"| {cost:g} | {row.label} | {describe(difference, row.judged_by)} | {len(seeds)} |"
-            )
+            theirs = {run.seed: run for run in comparison.runs_of(row.arm, row.cost_target)}
+            gained = paired_gain(ours, theirs, row.judged_by)
+            if gained is not None:
+                difference = describe(gained, row.judged_by)
+                lines.append(f"| {cost:g} | {row.label} | {difference} | {gained.pairs} |")
     if not lines:
         return ""
     heads = f"| cost | `{OURS}` over | difference, {comparison.metric.unit_of_gain} | seeds |"

@@ -147,7 +147,7 @@ def _comparison(runs: list[RunResult]) -> Comparison:
         for (cost, _), found in table.items()
     ]
     differences = {
-        name: _gain(table.get((None, COST), {}), table.get((None, name), {}), metric)
+        name: paired_gain(table.get((None, COST), {}), table.get((None, name), {}), metric)
         for name, arm in all_arms().items()
         if arm.cost == "told"
     }
@@ -155,7 +155,7 @@ def _comparison(runs: list[RunResult]) -> Comparison:
     return Comparison(settings, runs, rows, controls)
 
 
-def _gain(runs: Runs, reference: Runs, metric: Metric) -> PairedDifference | None:
+def paired_gain(runs: Runs, reference: Runs, metric: Metric) -> PairedDifference | None:
     """What runs gain over others, over the seeds that both have; None without any."""
     paired = sorted(runs.keys() & reference.keys())
     if not paired:
@@ -168,7 +168,7 @@ def _gain(runs: Runs, reference: Runs, metric: Metric) -> PairedDifference | Non
 def _row(runs: Runs, reference: Runs, control: Runs, metric: Metric, margin: float) -> Row:
     first = next(iter(runs.values()))
     is_reference = first.arm == REFERENCE
-    difference = None if is_reference else _gain(runs, reference, metric)
+    difference = None if is_reference else paired_gain(runs, reference, metric)
     is_control = first.arm in (REFERENCE, FEWER_EPOCHS)
     paired = runs.keys() & reference.keys()
     wall_ratio = None
@@ -199,7 +199,7 @@ def _row(runs: Runs, reference: Runs, control: Runs, metric: Metric, margin: flo
         peak_memory=_mean_known(values, lambda run: run.peak_memory),
         difference=difference,
         verdict=difference.verdict(margin) if difference else "",
-        to_control=None if is_control else _gain(runs, control, metric),
+        to_control=None if is_control else paired_gain(runs, control, metric),
         reached=len(reached),
         cost_to_target=_mean([cost for cost, _ in reached]) if reached else None,
         wall_to_target=_mean(walls) if walls else None,
