@@ -232,7 +232,8 @@ class DataPruner:
         Args:
             losses: (B,) one loss per sample, any float dtype, any device; not modified.
                 Non-finite ones are counted, warned about once per epoch, and their samples kept.
-            scores: (B,) what to rank the samples by, if not by their losses.
+            scores: (B,) what to rank the samples by, if not by their losses. With label smoothing
+                and `InfoBatch(budget=...)`: the cross-entropies without it.
             indices: (B,) the samples' indices in the data set, where a loader cannot keep the
                 sampler's order or forms batches of its own. Not needed otherwise; it costs a
                 look-up and, on an accelerator, a synchronisation.
@@ -406,7 +407,9 @@ class DataPruner:
             warnings.warn(
                 f"{saved:.0%} of the samples are left out of epoch {plan.epoch}, the last that is "
                 f"pruned, and {mass:.0%} of what bounds the gradients with them: the scores tell "
-                "hardly any samples apart, so this run is one on the full data for fewer epochs",
+                "hardly any samples apart, so this run is one on the full data for fewer epochs. "
+                "With label smoothing, or any loss that is not near 0 for what is learned, pass "
+                "one that is: update(losses, scores=F.cross_entropy(...))",
                 IndistinctScoresWarning,
                 stacklevel=2,
             )
@@ -1012,7 +1015,8 @@ class InfoBatch(DataPruner):
             (`infobatch.policies.ProportionalSampling`): what is learned is left out, and nothing
             is scaled up, which is biased towards what is not learned yet. Where the model is sure
             of no sample it leaves out a random part, which is full data for fewer epochs, and says
-            so in a warning. The paper's own rule under a budget is
+            so in a warning. Its scores are cross-entropies: with label smoothing pass
+            `update(losses, scores=...)` those without. The paper's own rule under a budget is
             `DataPruner(dataset, num_epochs, BudgetThreshold(), budget=...)`. With `quantiles`,
             their prune ratios are scaled alike.
         ratio_schedule, groups, seed, sampler, warmup_epochs, score_ema, process_group, rank,

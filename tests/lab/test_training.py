@@ -179,6 +179,24 @@ def test_every_arm_that_leaves_samples_out_rescales_the_others_until_it_anneals(
             run.run_epoch()
 
 
+@pytest.mark.parametrize(
+    ("arm", "smoothing"), [("infobatch-budget", 0.1), ("proportional", 0.0), ("kakurenbo", 0.0)]
+)
+def test_policies_that_read_probabilities_rank_without_label_smoothing(arm, smoothing, data):
+    run = training_run(arm, data)
+    expected = torch.zeros(200)
+
+    def watch(indices, outputs, targets):
+        expected[indices] = F.cross_entropy(
+            outputs.detach(), targets, reduction="none", label_smoothing=smoothing
+        )
+
+    run.watch = watch
+    run.run_epoch()
+    assert run.settings.label_smoothing == 0.1
+    torch.testing.assert_close(run.pruner.scores, expected)
+
+
 def test_every_step_of_every_epoch_and_seed_is_augmented_anew(data):
     draws = []
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from infobatch import policies as p
+from infobatch.policies.base import reads_probability
 from infobatch.testing import check_batch_policy, check_policy
 
 N = 120
@@ -61,6 +62,21 @@ def test_a_biased_policy_keeps_its_other_promises(policy):
 @pytest.mark.parametrize("policy", UNBIASED, ids=repr)
 def test_an_unbiased_policy_is_unbiased(policy):
     check_policy(policy, unbiased=True, num_samples=N)
+
+
+@pytest.mark.parametrize(
+    ("policy", "reads"),
+    [
+        (p.ProportionalSampling(), True),
+        (p.ProportionalSampling("loss"), False),
+        (p.Kakurenbo(), True),
+        (p.BudgetThreshold(), False),
+    ],
+    ids=repr,
+)
+def test_a_policy_around_another_says_what_that_takes_scores_for(policy, reads):
+    around = p.AgedScores(p.WithinGroups(policy, GROUPS))
+    assert reads_probability(policy) == reads_probability(around) == reads
 
 
 @pytest.mark.parametrize("policy", [p.SelectiveBackprop(), p.EvolvedSampling()], ids=repr)

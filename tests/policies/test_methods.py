@@ -5,6 +5,7 @@ The reference and the policy share their draws: the same generator, asked in the
 
 import itertools
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
@@ -161,6 +162,11 @@ def test_proportional_sampling(bound, of, power, floor, exponent, ceiling, keep)
     assert len(kept(selection)) == keep
     for i in kept(selection):
         assert weights(selection)[i] == pytest.approx(expected[i] ** -exponent, rel=1e-6)
+    rescaled = replace(policy, rescale=True).select_exactly(scores, keep, 3, rng(keep))
+    assert kept(rescaled) == kept(selection)
+    whole = N / sum(each ** (1 - exponent) for each in expected)  # the sum that is expected
+    for i in kept(rescaled):
+        assert weights(rescaled)[i] == pytest.approx(whole * weights(selection)[i], rel=1e-6)
     mass_left_out = sum((1 - expected[i]) * bounds[i] for i in range(N))
     assert selection.mass_left_out == pytest.approx(mass_left_out / sum(bounds), rel=1e-6)
 

@@ -17,6 +17,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import Tensor, nn
 
 from infobatch.loaders import planned_loader
+from infobatch.policies.base import reads_probability
 from infobatch.pruner import DataPruner
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +55,9 @@ class PrunedLoss(nn.Module):
     """A criterion of timm or torch, per sample and rescaled: its value is what to call backward on.
 
     With Mixup or CutMix a sample's score is the loss that it is trained with, against the mixed
-    target, and is credited to the sample in whose place the mixture stands.
+    target, and is credited to the sample in whose place the mixture stands. Policies that read
+    probabilities from scores, that of `InfoBatch(budget=...)` among them, are given the loss
+    without label smoothing, less the entropy of a mixed target.
 
     Args:
         criterion: `LabelSmoothingCrossEntropy`, `SoftTargetCrossEntropy`, `BinaryCrossEntropy` or
@@ -74,7 +77,11 @@ class PrunedLoss(nn.Module):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         """(B, classes) and targets to a scalar; once per batch, and in training only."""
-        return self.pruner.update(self.per_sample(output, target))
+        losses = self.per_sample(output, target)
+        scores = None
+        if reads_probability(self.pruner.policy) and isinstance(self.criterion, nn.Module):
+            scores = _plain_losses(self.criterion, output.detach(), target)
+        return self.pruner.update(losses, scores=scores)
 
 
 def per_sample_criterion(criterion: nn.Module | PerSample) -> PerSample:
@@ -106,6 +113,23 @@ def per_sample_criterion(criterion: nn.Module | PerSample) -> PerSample:
             "per sample, of shape (B,)"
         )
     return criterion
+
+
+def _plain_losses(criterion: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """(B,) losses without label smoothing, less what is the least for the target: 0 if learned.
+
+    So exp(-loss) is the probability that the model gives a class, or, under binary cross-entropy,
+    all classes together.
+    """
+    is_soft = target.shape == output.shape
+    if isinstance(criterion, BinaryCrossEntropy):
+        soft = (target if is_soft else F.one_hot(target, output.shape[-1])).to(output.dtype)
+        least = F.binary_cross_entropy(soft, soft, reduction="none")
+        losses = F.binary_cross_entropy_with_logits(output, soft, reduction="none")
+        return (losses - least).sum(-1)
+    if is_soft:
+        return F.kl_div(output.log_softmax(-1), target, reduction="none").sum(-1)
+    return F.cross_entropy(output, target, reduction="none")
 
 
 class ProgressUpdates:

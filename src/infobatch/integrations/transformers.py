@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
 from infobatch.integrations.accelerate import keep_shares
+from infobatch.policies.base import reads_probability
 from infobatch.pruner import DataPruner, InfoBatch
 from infobatch.schedule import ProgressScheduler, counts_steps
 
@@ -69,6 +70,7 @@ class InfoBatchMixin(_Base):
         self.pruner = pruner
         self._check_pruner()
         self._division: tuple[bool, float] | None = None
+        self._without_smoothing = False
         self.add_callback(_Bookkeeping(self))
 
     def _check_settings(self) -> None:
@@ -224,7 +226,8 @@ class InfoBatchMixin(_Base):
         ):
             if self._loss_shifts_labels:
                 labels = F.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
-            smoothing = self.args.label_smoothing_factor if self.label_smoother else 0.0
+            smooths = self.label_smoother is not None and not self._without_smoothing
+            smoothing = self.args.label_smoothing_factor if smooths else 0.0
             losses = F.cross_entropy(
                 logits.float().movedim(-1, 1) if labels.dim() > 1 else logits.float(),
                 labels,
@@ -275,7 +278,8 @@ class InfoBatchMixin(_Base):
         if self._division is None:
             self._division = self._find_division(stock, sums, counts, items, outputs)
         tokens = counts.clamp(min=1)
-        weighted = tokens * self.pruner.update(sums / tokens, reduction="none")
+        scores = self._scores(outputs, labels, tokens)
+        weighted = tokens * self.pruner.update(sums / tokens, scores=scores, reduction="none")
         if is_plain or self._division is None:
             return torch.zeros((), dtype=stock.dtype, device=stock.device)
         by_items, scale = self._division
@@ -285,6 +289,18 @@ class InfoBatchMixin(_Base):
         share = int(real.sum()) / divisor  # of what ranks have on average
         mean = weighted.sum() / counts[real].sum().clamp(min=1)
         return scale * (share * mean - sums.sum() / counts.sum().clamp(min=1))
+
+    @torch.no_grad()
+    def _scores(self, outputs: Any, labels: Tensor, tokens: Tensor) -> Tensor | None:
+        """(B,) losses without label smoothing, for policies that read probabilities from them."""
+        if self.label_smoother is None or not reads_probability(self.pruner.policy):
+            return None
+        self._without_smoothing = True
+        try:
+            losses, _ = self.per_token_losses(outputs, labels)
+        finally:
+            self._without_smoothing = False
+        return losses.reshape(len(labels), -1).sum(1) / tokens
 
     def _find_division(
         self, stock: Tensor, sums: Tensor, counts: Tensor, items: Any, outputs: Any

@@ -27,6 +27,7 @@ from infobatch.lab.results import Cost, Curves
 from infobatch.lab.settings import Settings
 from infobatch.lab.task import Outcome, Task
 from infobatch.losses import batch_mean, el2n
+from infobatch.policies.base import reads_probability
 from infobatch.schedule import ProgressScheduler
 
 Watch = Callable[[Tensor, Any, Any], None]
@@ -179,9 +180,14 @@ class TrainingRun:
         return self._judge(outputs, batch.targets)
 
     def _judge(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
-        losses = self.task.loss(outputs, targets, self.settings.label_smoothing)
-        rank = self.task.rank
-        return losses, None if rank is None else rank(outputs, targets).detach()
+        smoothing = self.settings.label_smoothing
+        losses = self.task.loss(outputs, targets, smoothing)
+        if self.task.rank is not None:
+            return losses, self.task.rank(outputs, targets).detach()
+        if smoothing and reads_probability(self.pruner.policy):
+            with torch.no_grad():
+                return losses, self.task.loss(outputs, targets, 0.0)
+        return losses, None
 
     def _choose_in_batch(self, chooser: InBatch, batch: Batch) -> Tensor:
         """Pass the whole pool forward, and train on what is chosen of it."""

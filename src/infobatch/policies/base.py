@@ -226,6 +226,15 @@ def is_exact(policy: AnyPolicy) -> bool:
     return policy.is_exact if isinstance(policy, MemoryPolicy) else isinstance(policy, ExactPolicy)
 
 
+def reads_probability(policy: AnyPolicy) -> bool:
+    """Whether a policy takes exp(-score) for the probability of the right class.
+
+    Then what it is to rank by is the cross-entropy without label smoothing, whatever is trained
+    with. A policy says so by an attribute of this name.
+    """
+    return bool(getattr(policy, "reads_probability", False))
+
+
 def selection_of(
     policy: AnyPolicy,
     memory: Memory,

@@ -61,6 +61,11 @@ class Kakurenbo:
         object.__setattr__(self, "confidence", check_fraction("confidence", self.confidence))
         check_int("num_epochs", self.num_epochs, at_least=1)
 
+    @property
+    def reads_probability(self) -> bool:
+        """Whether scores have to be cross-entropies without label smoothing: yes."""
+        return True
+
     def fraction(self, epoch: int) -> float:
         """F in an epoch."""
         return self.max_fraction * falling_fraction(epoch / self.num_epochs)

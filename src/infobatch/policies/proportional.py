@@ -66,6 +66,8 @@ class ProportionalSampling:
             of a pruned epoch is kept; and how long a sample waits: 1 / floor epochs on average.
         exponent: of the weights, in [0, 1].
         ceiling: above 0, in the bound's unit; infinity for none.
+        rescale: multiply all weights by the number that makes their sum that of the full data, so
+            that an epoch's steps are fewer and as much larger.
     """
 
     bound: Bound = "probability"
@@ -73,6 +75,7 @@ class ProportionalSampling:
     floor: float = 0.05
     exponent: float = 0.0
     ceiling: float = 0.5
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         if self.bound not in get_args(Bound):
@@ -87,6 +90,11 @@ class ProportionalSampling:
         if self.ceiling != math.inf:
             ceiling = check_at_least("ceiling", self.ceiling, 0.0, inclusive=False)
             object.__setattr__(self, "ceiling", ceiling)
+
+    @property
+    def reads_probability(self) -> bool:
+        """Whether scores have to be cross-entropies without label smoothing."""
+        return self.bound == "probability"
 
     def select_exactly(
         self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
@@ -117,6 +125,8 @@ class ProportionalSampling:
         draw(level, expected, keep, rng)
         mean = np.divide(expected, members, out=np.ones(_LEVELS + 1), where=members > 0)
         weights = mean**-self.exponent
+        if self.rescale:
+            weights *= num_samples / float(weights @ expected)
         weights[0] = 0.0
         prunable = middles[probabilities[:-1] < 1.0]
         threshold = float(prunable[-1]) if len(prunable) else float("nan")  # bins rise

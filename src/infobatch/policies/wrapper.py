@@ -17,6 +17,7 @@ from infobatch.policies.base import (
     Selection,
     is_exact,
     is_native,
+    reads_probability,
     selection_of,
 )
 from infobatch.scores import FloatArray
@@ -46,6 +47,11 @@ class Wrapper:
     def is_exact(self) -> bool:
         """As the policy inside."""
         return is_exact(self.policy)
+
+    @property
+    def reads_probability(self) -> bool:
+        """As the policy inside."""
+        return reads_probability(self.policy)
 
     def min_keep(self, num_samples: int) -> int:
         """As the policy inside."""

@@ -413,6 +413,18 @@ def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
         build(save_steps=8).train(resume_from_checkpoint=str(bare))
 
 
+@pytest.mark.parametrize("prune", [{"budget": 0.7}, {"prune_ratio": 0.5}], ids=str)
+def test_a_budget_ranks_by_the_loss_without_label_smoothing(tmp_path, prune):
+    settings = {"label_smoothing_factor": 0.1, "learning_rate": 0.0}
+    trainer = train_sft(tmp_path, prune={"seed": 3, **prune}, **settings)
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    smoothing = 0.0 if "budget" in prune else 0.1
+    expected = F.cross_entropy(
+        trainer.model(ids).logits[0, :-1], ids[0, 1:], label_smoothing=smoothing
+    )
+    torch.testing.assert_close(trainer.pruner.scores[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_is_left_alone(tmp_path):
     trainer = InfoBatchTrainer(
         Digits(), arguments(tmp_path), train_dataset=Rows(), eval_dataset=Rows()

@@ -41,9 +41,13 @@ def plain_run(epochs=EPOCHS, accumulate=1, **prune):
     for _ in range(epochs):
         batches = len(loader)
         for index, (x, y) in enumerate(loader):
-            loss = F.cross_entropy(model(x), y, reduction="none", label_smoothing=0.1)
+            output = model(x)
+            loss = F.cross_entropy(output, y, reduction="none", label_smoothing=0.1)
+            scores = None
+            if "budget" in prune:
+                scores = F.cross_entropy(output.detach(), y, reduction="none")
             left = batches - index // accumulate * accumulate
-            (pruner.update(loss) / min(accumulate, left)).backward()
+            (pruner.update(loss, scores=scores) / min(accumulate, left)).backward()
             if (index + 1) % accumulate and index + 1 < batches:
                 continue
             optimizer.step()
@@ -228,6 +232,48 @@ def test_criteria_per_sample_have_the_mean_of_the_criterion(criterion, soft):
     torch.testing.assert_close(each.mean(), criterion(output, target))
     alone = torch.stack([criterion(output[i : i + 1], target[i : i + 1]) for i in range(16)])
     torch.testing.assert_close(each, alone)
+
+
+SOFT_LABELS = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.0]])
+CLASSES = torch.tensor([0, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "target", "learned", "likelihood"),
+    [
+        (LabelSmoothingCrossEntropy(0.1), CLASSES, False, True),
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), CLASSES, False, True),
+        (SoftTargetCrossEntropy(), SOFT_LABELS, True, False),
+        (SoftTargetCrossEntropy(), torch.eye(3)[CLASSES], False, True),
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), SOFT_LABELS, True, False),
+        (BinaryCrossEntropy(0.1), CLASSES, False, False),
+        (BinaryCrossEntropy(0.1), SOFT_LABELS, True, False),
+    ],
+)
+def test_a_budget_ranks_by_what_is_left_to_learn(criterion, target, learned, likelihood):
+    """Whatever smoothing and mixing add to the loss of a sample that is learned."""
+    binary = isinstance(criterion, BinaryCrossEntropy)
+    output = torch.randn(3, 3)
+    if learned:
+        output = torch.logit(target).clamp(-30, 30) if binary else target.clamp(min=1e-9).log()
+    for prune in ({"budget": 0.6}, {}):
+        pruner = InfoBatch(3, 2, **prune)
+        order = pruner.plan.indices
+        assert len(list(pruner.sampler)) == 3
+        PrunedLoss(criterion, pruner)(output, target)
+        losses = per_sample_criterion(criterion)(output, target)
+        scores = pruner.scores[order]
+        if not prune:  # the paper's rule
+            torch.testing.assert_close(scores, losses)
+            continue
+        if learned:
+            torch.testing.assert_close(scores, torch.zeros(3), atol=1e-5, rtol=0)
+        if likelihood:
+            right = output.softmax(1)[torch.arange(3), CLASSES]
+            torch.testing.assert_close((-scores).exp(), right)
+        elif binary and not learned:  # of all classes together
+            sure = torch.where(F.one_hot(CLASSES, 3).bool(), output, -output).sigmoid()
+            torch.testing.assert_close((-scores).exp(), sure.prod(1))
 
 
 @pytest.mark.parametrize(

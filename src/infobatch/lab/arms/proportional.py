@@ -21,6 +21,7 @@ def start(
     floor: float = DEFAULTS.floor,
     exponent: float = DEFAULTS.exponent,
     ceiling: float = DEFAULTS.ceiling,
+    rescale: float = DEFAULTS.rescale,
     cap: float = 0.0,
     half_life: float = 0.0,
     ema: float = 0.0,
@@ -31,7 +32,7 @@ def start(
     """The policy with these settings; a cap or half-life of 0: none; delta -1: the comparison's."""
     try:
         policy: AnyPolicy = ProportionalSampling(
-            cast(Bound, bound), power, floor, exponent, ceiling
+            cast(Bound, bound), power, floor, exponent, ceiling, bool(rescale)
         )
         if cap:
             policy = CappedWeights(policy, cap)
