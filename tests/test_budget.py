@@ -20,6 +20,7 @@ from infobatch.policies import (
     BudgetThreshold,
     FullData,
     MeanThreshold,
+    ProportionalSampling,
     RandomSubset,
     UpperConfidenceBound,
     WithinGroups,
@@ -186,7 +187,9 @@ def test_a_run_that_learns_no_sample_says_so_once_and_is_random(groups):
     with pytest.warns(IndistinctScoresWarning, match="the full data for fewer epochs") as seen:
         train(pruner, "one tiny")
     assert len(seen) == 1
-    assert "49% of the samples are left out of epoch 13, the last that is pruned" in str(seen[0])
+    assert seen[0].filename == __file__  # the line that called update
+    text = str(seen[0].message)
+    assert "49% of the samples were left out of each pruned epoch, and 49% of what" in text
     times = np.zeros(N)
     again = InfoBatch(N, EPOCHS, budget=0.6, groups=groups)
     loader = DataLoader(torch.arange(N), batch_size=50, sampler=again.sampler)
@@ -197,6 +200,79 @@ def test_a_run_that_learns_no_sample_says_so_once_and_is_random(groups):
             again.update(losses_of("one tiny", indices, epoch))
     low, high = np.array_split(times[np.arange(N) != 7], 2)  # losses rise with the index
     assert low.mean() == pytest.approx(high.mean(), rel=0.05)
+
+
+def indistinct(losses, *, rescored=False, **changes):
+    """How often a run says that its scores tell nothing apart; losses of (indices, epoch)."""
+    pruner = InfoBatch(N, EPOCHS, **{"budget": 0.6, **changes})
+    loader = DataLoader(torch.arange(N), batch_size=50, sampler=pruner.sampler)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for epoch in range(EPOCHS):
+            for indices in loader:
+                pruner.update(losses(indices.float(), epoch))
+            if rescored and pruner.epoch < EPOCHS:
+                left_out = pruner.plan.pruned
+                pruner.rescore(left_out, losses(left_out.float(), epoch))
+    assert all(warning.category is IndistinctScoresWarning for warning in seen)
+    return len(seen)
+
+
+def test_what_the_whole_run_has_left_out_decides():
+    def late(i, epoch):
+        """One half is learned at once, and the other in the last pruned epoch."""
+        return torch.where(i < N / 2, 0.01 if epoch < 12 else 0.4, 2.0 if epoch < 12 else 0.4)
+
+    def unlearned(i, _epoch):
+        return 3.0 + 1e-3 * i
+
+    def negative(i, _epoch):
+        return -3.0 - 1e-3 * i
+
+    assert indistinct(late) == 0
+    assert indistinct(unlearned) == 1
+    assert indistinct(negative) == 1  # logarithms of densities: no bound on anything
+    assert indistinct(unlearned, rescored=True) == 1  # planned anew after each epoch
+    early = {"ratio_schedule": lambda place: float(place < 0.5), "budget": 0.8}
+    assert indistinct(unlearned, **early) == 1  # its last epochs leave nothing out
+    assert indistinct(unlearned, budget=1.0) == 0
+    assert indistinct(unlearned, delta=0.0, budget=1.0) == 0
+
+
+def test_the_mass_left_out_is_in_the_history_and_in_a_state_within_an_epoch():
+    whole = InfoBatch(N, EPOCHS, budget=0.6)
+    train(whole)
+    masses = [record.mass_left_out for record in whole.history]
+    assert masses[0] == masses[-1] == 0.0
+    assert all(0 < mass < 1 for mass in masses[1:14])
+    first, second = (InfoBatch(N, EPOCHS, budget=0.6) for _ in range(2))
+    train(first, stop=47)
+    assert first.is_within_epoch
+    second.load_state_dict(first.state_dict())
+    assert second.plan.selection.mass_left_out == masses[second.epoch]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_of_any_size_take_any_budget(seed):
+    rng = np.random.default_rng(seed)
+    sizes = np.concatenate([[1, 1, 2], rng.integers(1, 60, 10), [200]])
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    least = [ProportionalSampling().min_keep(int(size)) for size in sizes]
+    policy = WithinGroups(ProportionalSampling(), groups)
+    assert policy.min_keep(len(groups)) == sum(least)
+    scores = rng.gamma(1.0, size=len(groups)).astype(np.float32)
+    for keep in range(sum(least), len(groups) + 1):
+        kept = policy.select_from({}, scores, keep, 1, rng).weights > 0
+        counts = np.bincount(groups[kept], minlength=len(sizes))
+        assert counts.sum() == keep
+        assert (least <= counts).all()
+        assert (counts <= sizes).all()
+        exact = np.clip(keep * sizes / sizes.sum(), least, sizes)
+        if keep == sum(least) + 100:  # what the smallest get more, the largest gives
+            assert (np.abs(counts - exact)[:-1] < 1 + 1e-9).all()
+    rare = np.zeros(1000, int)
+    rare[0] = 1
+    assert InfoBatch(1000, 20, budget=0.6, groups=rare).budget == 0.6
 
 
 @pytest.mark.parametrize("policy", [RandomSubset(), UpperConfidenceBound(every=3)], ids=repr)
@@ -319,6 +395,16 @@ def passes_of(budget):
         ),
         (lambda: InfoBatch(N, 10, groups=np.zeros(5, int)), ValueError, "groups must be"),
         (lambda: InfoBatch(N, 10, groups=np.zeros(N)), ValueError, "one integer per sample"),
+        (
+            lambda: InfoBatch(N, 10, budget=0.7, ratio_schedule=["rising"]),
+            ValueError,
+            "ratio_schedule must be",
+        ),
+        (
+            lambda: InfoBatch(N, 10, budget=0.7, ratio_schedule=lambda _: None),
+            ValueError,
+            "ratio_schedule must be .* it gave",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(build, error, message):
@@ -332,25 +418,37 @@ def test_total_steps_without_a_budget():
     with pytest.raises(ValueError, match=r"pass budget="):
         InfoBatch(N, 10).total_steps(32)
     with pytest.raises(ValueError, match="your own sampler="):
-        InfoBatch(N, 10, budget=0.7, sampler=range(N)).total_steps(32)
+        InfoBatch(N, 10, sampler=range(N)).total_steps(32)
 
 
 def test_a_sampler_of_ones_own_may_order_the_samples_under_a_budget():
     pruner = InfoBatch(N, EPOCHS, budget=0.6, sampler=range(N - 1, -1, -1))
-    train(pruner)
+    known = pruner.total_steps(32)
+    assert train(pruner) == known
     assert passes(pruner) == round(0.6 * N * EPOCHS)
 
 
 @pytest.mark.parametrize(
     "sampler", [WeightedRandomSampler([1.0] * N, N), SubsetRandomSampler(range(100))], ids=repr
 )
-def test_a_sampler_that_repeats_or_leaves_out_is_refused_under_a_budget(sampler):
-    pruner = InfoBatch(N, EPOCHS, budget=0.6, sampler=sampler, warmup_epochs=0)
+@pytest.mark.parametrize("budget", [0.6, 1.0])
+def test_a_sampler_that_repeats_or_leaves_out_is_refused_before_the_first_step(sampler, budget):
+    pruner = InfoBatch(N, EPOCHS, budget=budget, sampler=sampler)
     with pytest.raises(SamplerError, match="each of the 300 samples once"):
-        train(pruner)
+        _ = pruner.plan
 
 
 # ------------------------------------------------------------------ state
+
+
+def test_a_shallow_copy_is_a_pruner_of_its_own():
+    pruner = InfoBatch(N, EPOCHS, budget=0.6)
+    train(pruner, stop=47)
+    state, twin = repr(pruner.state_dict()), copy.copy(pruner)
+    assert repr(twin.state_dict()) == state
+    train(twin)
+    assert repr(pruner.state_dict()) == state
+    assert twin.epoch == EPOCHS
 
 
 def test_a_budgeted_run_resumes_bit_for_bit():

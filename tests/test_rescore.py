@@ -35,6 +35,19 @@ def test_what_was_left_out_gets_fresh_scores_and_the_next_plan_uses_them():
     assert pruner.epoch == 3
 
 
+@pytest.mark.parametrize("settings", [{}, {"budget": 0.6}], ids=repr)
+def test_a_stream_leaves_out_what_the_plan_after_a_rescore_does(settings):
+    pruner = InfoBatch(200, 8, **settings)
+    keeps = pruner.stream_filter()
+    for _ in range(5):
+        left_out = pruner.plan.pruned
+        ids = torch.tensor([i for i in range(200) if keeps(i)])
+        pruner.update(0.1 + (ids % 7).float(), indices=ids)
+        pruner.end_epoch()
+        pruner.rescore(left_out, torch.full((len(left_out),), 9.0))
+        assert [i for i in range(200) if keeps(i)] == sorted(pruner.plan.indices.tolist())
+
+
 def test_nothing_to_rescore_is_no_error():
     pruner = InfoBatch(N, 10)
     run_epoch(pruner)

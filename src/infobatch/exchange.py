@@ -121,8 +121,8 @@ class Header:
 def plan_digest(plan: EpochPlan) -> int:
     """A number that differs, in all likelihood, for plans that differ; cheap at any size.
 
-    Of the order, up to 131,072 entries and the sum are looked at. The threshold depends on every
-    score, so equal digests also mean equal scores, but for a chance in billions.
+    Of the order, up to 131,072 entries and the sum are looked at. Threshold and mean weight depend
+    on the scores, so digests also tell scores apart, as finely as the policy looks at them.
     """
     step = max(1, len(plan.order) // _DIGEST_SAMPLES)
     sampled = np.ascontiguousarray(plan.order[::step], dtype=np.int64)

@@ -23,6 +23,8 @@ class EpochRecord:
         trained: samples whose losses came: fewer than `kept` under drop_last, after an early
             `break` or `skip`.
         threshold: the score below which samples could be pruned; NaN if nothing could.
+        mass_left_out: the part of what bounds the samples' gradients that was left out; NaN where
+            the policy does not say. See `Selection`.
         mean_loss: mean of the finite unweighted losses; NaN if none came.
         mean_weight: mean rescale weight over the plan.
         non_finite: samples with a NaN or infinite loss or score.
@@ -33,6 +35,7 @@ class EpochRecord:
     total: int
     trained: int
     threshold: float
+    mass_left_out: float
     mean_loss: float
     mean_weight: float
     non_finite: int

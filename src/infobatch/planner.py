@@ -14,7 +14,7 @@ from infobatch.distributed import Ranks, World
 from infobatch.errors import DistributedError, PolicyError, SamplerError
 from infobatch.exchange import Meeting
 from infobatch.plan import EpochPlan, Shard, Share, selection_rng, shuffled
-from infobatch.policies import AnyPolicy, MemoryPolicy, Selection, ShardedPolicy
+from infobatch.policies import AnyPolicy, ExactPolicy, MemoryPolicy, Selection, ShardedPolicy
 from infobatch.policies.base import selection_of
 from infobatch.scores import FloatArray, ScoreTable
 
@@ -153,30 +153,40 @@ class Planner:
                 f"{self.policy!r} keeps none of the samples of epoch {epoch}; a policy must keep "
                 "at least one"
             )
-        self._check_size(plan)
-        return plan
-
-    def _check_size(self, plan: EpochPlan) -> None:
-        keep = self.keep(plan.epoch)
-        if keep is None or len(plan) == keep:
-            return
-        if self.order_source is not None:
-            raise SamplerError(
-                f"budget= needs a sampler that yields each of the {self.num_samples} samples once, "
-                f"got one of {plan.total} of which {len(plan)} instead of {keep} are kept; to "
-                "train on a part of the data, build loader and pruner with "
-                "torch.utils.data.Subset"
+        keep = self.keep(epoch)
+        if keep is not None and len(plan) != keep:
+            raise PolicyError(
+                f"{self.policy!r} was to keep {keep} samples in epoch {epoch}, but kept {len(plan)}"
             )
-        raise PolicyError(
-            f"{self.policy!r} was to keep {keep} samples in epoch {plan.epoch}, but kept "
-            f"{len(plan)}"
-        )
+        return plan
 
     def keep(self, epoch: int) -> int | None:
         """How many of the samples in `shard` an epoch is to keep; None where no budget says it."""
         if self.sizes is None or epoch >= len(self.sizes):  # a look past the end of the run
             return None
         return len(range(self.shard.index, self.sizes[epoch], self.shard.count))
+
+    @property
+    def last_pruned(self) -> int | None:
+        """The last epoch that is to leave something out; None if none is."""
+        sizes = self.sizes
+        leaving = (e for e in self.pruned_epochs if sizes is None or sizes[e] < self.num_samples)
+        return max(leaving, default=None)
+
+    def _check_parts(self, epoch: int) -> None:
+        """Refuse a size of which some rank would keep too little; on every rank alike."""
+        if self.sizes is None or self.shard.count == 1:
+            return
+        assert isinstance(self.policy, (ExactPolicy, MemoryPolicy))
+        for rank in range(self.shard.count):
+            keep = len(range(rank, self.sizes[epoch], self.shard.count))
+            least = self.policy.min_keep(len(Shard(rank, self.shard.count, self.num_samples)))
+            if keep < least:
+                raise PolicyError(
+                    f"the budget leaves {self.sizes[epoch]} samples in epoch {epoch}, {keep} of "
+                    f"them for rank {rank}, but {self.policy!r} keeps at least {least} there; use "
+                    "a larger budget, or sharded=False"
+                )
 
     def share(self, plan: EpochPlan, start: int, world: World, meet: Meet) -> Share:
         """This rank's share of a plan, from a plan position on. Collective as `plan` is."""
@@ -196,15 +206,11 @@ class Planner:
         num_rows = len(self.shard)
         if epoch not in self.pruned_epochs:
             return Selection.full(num_rows)
+        self._check_parts(epoch)
         scores = self.table.values.view()
         scores.flags.writeable = False
         rng = selection_rng(self.seed, epoch, self.shard.index)
         keep = self.keep(epoch)
-        if keep == 0:
-            raise PolicyError(
-                f"the budget leaves {self.sizes[epoch] if self.sizes else 0} samples in epoch "
-                f"{epoch}, fewer than there are ranks; use a larger budget"
-            )
         if keep is None and self.sharded and isinstance(self.policy, ShardedPolicy):
             summary = self.policy.summarise(scores)
             if self.ranks.world().size > 1:
@@ -234,4 +240,14 @@ class Planner:
                 f"the sampler must yield indices 0 to {self.num_samples - 1}, got {span}; it must "
                 "be one that can be iterated once per epoch"
             )
+        if self.sizes is not None and not _is_permutation(order, self.num_samples):
+            raise SamplerError(
+                f"budget= needs a sampler that yields each of the {self.num_samples} samples once, "
+                f"got {len(order)} of which {len(np.unique(order))} are different; to train on a "
+                "part of the data, build loader and pruner with torch.utils.data.Subset"
+            )
         return order
+
+
+def _is_permutation(order: NDArray[np.int64], num_samples: int) -> bool:
+    return len(order) == num_samples and int(np.bincount(order).max()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 import zlib
@@ -66,6 +67,7 @@ from infobatch.streams import StreamFilter
 from infobatch.validation import check_fraction, check_int, length
 
 _PRUNE_RATIO = 0.5  # the paper's
+_USER_LINE = 6  # above `_commit`: `_advance`, `update`, and two frames of `outside_graphs`
 _INDISTINCT = 0.9  # of the gradient mass in a random part of the samples
 
 
@@ -94,7 +96,7 @@ class DataPruner:
             repeats included, and pruned samples are left out. It is iterated once per epoch,
             when that epoch is planned, after its `set_epoch(epoch)` if it has one.
         warmup_epochs: epochs at the start that use the full data, at least 0. While a sample
-            has no score it is kept in any case.
+            has no score it is kept in any case, as far as a budget allows.
         score_ema: a in [0, 1): a sample's score is a * score + (1 - a) * loss. 0: its last loss.
         budget: what the whole run may cost, as a part of the num_epochs * N sample passes of the
             full run, in (0, 1]; warm-up and annealing are included. It is met exactly, whatever
@@ -394,25 +396,7 @@ class DataPruner:
         """
         if self._plan is None or self._plan.shard != self._planner.shard:
             self._plan = self._planner.plan(self._epoch, self._meet_to_plan)
-            self._warn_if_indistinct(self._plan)
         return self._plan
-
-    def _warn_if_indistinct(self, plan: EpochPlan) -> None:
-        """Say so if what the last pruned epoch leaves out, when most is learned, is arbitrary."""
-        pruned = self._planner.pruned_epochs
-        saved, mass = 1.0 - len(plan) / plan.total, plan.selection.mass_left_out
-        if plan.epoch + 1 != pruned.stop or not mass >= _INDISTINCT * saved > 0.0:
-            return
-        if self._ranks.world().rank == 0:
-            warnings.warn(
-                f"{saved:.0%} of the samples are left out of epoch {plan.epoch}, the last that is "
-                f"pruned, and {mass:.0%} of what bounds the gradients with them: the scores tell "
-                "hardly any samples apart, so this run is one on the full data for fewer epochs. "
-                "With label smoothing, or any loss that is not near 0 for what is learned, pass "
-                "one that is: update(losses, scores=F.cross_entropy(...))",
-                IndistinctScoresWarning,
-                stacklevel=2,
-            )
 
     @property
     def share(self) -> Share:
@@ -522,7 +506,7 @@ class DataPruner:
 
     def _commit(self) -> None:
         """Close the current epoch: its scores count from now on."""
-        kept, total, mean_weight = self._bring_together(EPOCH_END)
+        kept, total, mean_weight, mass_left_out = self._bring_together(EPOCH_END)
         plan, tally = self.plan, self._tally
         self._history.append(
             EpochRecord(
@@ -531,6 +515,7 @@ class DataPruner:
                 total=total,
                 trained=tally.trained,
                 threshold=plan.threshold,
+                mass_left_out=mass_left_out,
                 mean_loss=tally.mean_loss,
                 mean_weight=mean_weight,
                 non_finite=tally.non_finite,
@@ -546,13 +531,33 @@ class DataPruner:
                 _ = self.share  # planned now, where all ranks are: it takes a collective
             if self._filter is not None:
                 self._filter.set_plan(self.plan)
+        if plan.epoch == self._planner.last_pruned:
+            self._warn_if_indistinct()
         if tally.non_finite:
             warnings.warn(
                 f"epoch {plan.epoch}: {tally.non_finite} of {tally.trained} samples had a NaN or "
-                "infinite loss; they are kept in the next epoch and leave the threshold untouched",
+                "infinite loss; they are kept in the next epoch, as far as a budget allows, and "
+                "leave the threshold untouched",
                 NonFiniteLossWarning,
-                stacklevel=4,
+                stacklevel=_USER_LINE,
             )
+
+    def _warn_if_indistinct(self) -> None:
+        """Say so if what the run has left out, now that it leaves out no more, was arbitrary."""
+        pruned = [record for record in self._history if record.kept < record.total]
+        saved = sum(1.0 - record.kept / record.total for record in pruned)
+        mass = sum(record.mass_left_out for record in pruned)
+        if not mass >= _INDISTINCT * saved > 0.0 or self._ranks.world().rank != 0:
+            return
+        warnings.warn(
+            f"{saved / len(pruned):.0%} of the samples were left out of each pruned epoch, and "
+            f"{mass / len(pruned):.0%} of what bounds the gradients with them. So the scores tell "
+            "hardly any samples apart, or the budget leaves no choice, and the run is one on the "
+            "full data for fewer epochs. With label smoothing, or any loss that is not near 0 for "
+            "what is learned, pass one that is: update(losses, scores=F.cross_entropy(...))",
+            IndistinctScoresWarning,
+            stacklevel=_USER_LINE + 1,
+        )
 
     def _flush(self) -> None:
         if self._buffer is None:
@@ -624,6 +629,8 @@ class DataPruner:
         self._plan = self._share = None
         if self.sharded:
             _ = self.share  # planned now, where all ranks are: it takes a collective
+        if self._filter is not None and self._epoch < self.num_epochs:
+            self._filter.set_plan(self.plan)
 
     # ------------------------------------------------------------------ ranks
 
@@ -653,16 +660,16 @@ class DataPruner:
     def _meet_to_plan(self) -> Meeting:
         return self._meet(PLANNING)
 
-    def _bring_together(self, occasion: int) -> tuple[int, int, float]:
+    def _bring_together(self, occasion: int) -> tuple[int, int, float, float]:
         """Make the losses of all ranks known to all; a collective operation.
 
         Returns:
-            Of the current epoch over all ranks: samples kept, samples without pruning, and the
-            mean weight.
+            Of the current epoch over all ranks: samples kept, samples without pruning, the mean
+            weight, and the mass left out.
         """
         self._flush()
         plan = self.plan
-        facts = len(plan), plan.total, plan.mean_weight
+        facts = len(plan), plan.total, plan.mean_weight, plan.selection.mass_left_out
         if not self.share.is_one_of_several:
             return facts
         meeting = self._meet(occasion)
@@ -676,20 +683,21 @@ class DataPruner:
         self._pending = PendingLosses()
         return facts
 
-    def _add_up(self, meeting: Meeting) -> tuple[int, int, float]:
+    def _add_up(self, meeting: Meeting) -> tuple[int, int, float, float]:
         """Sharded: the tally of the epoch becomes that of all ranks."""
         plan, tally = self.plan, self._tally
         own = np.array(
             [
                 *(tally.trained, tally.non_finite, tally.loss_count, tally.loss_sum),
                 *(len(plan), plan.total, len(plan) * plan.mean_weight),
+                plan.total * plan.selection.mass_left_out,
             ],
             dtype=np.float64,
         )
         sums = np.sum([part.view(np.float64) for part in meeting.all_gather(own)], axis=0)
-        trained, non_finite, loss_count, loss_sum, kept, total, weight = sums.tolist()
+        trained, non_finite, loss_count, loss_sum, kept, total, weight, mass = sums.tolist()
         self._tally = LossTally(int(trained), int(non_finite), int(loss_count), loss_sum)
-        return int(kept), int(total), weight / kept
+        return int(kept), int(total), weight / kept, mass / total
 
     def synchronize(self) -> None:
         """Make the losses that have come so far in this epoch known to all ranks.
@@ -742,7 +750,7 @@ class DataPruner:
 
         Finished epochs plus the part of the current, by their number, as in the paper. With
         `budget=`, where the size of every epoch is known, by their sizes: it then rises by as much
-        in every step, and a schedule that follows it is one over `total_steps`.
+        with every sample, and a schedule that follows it is one over `total_steps`.
         """
         done, upto = self.fractional_epoch, self._planner.passes
         whole = min(int(done), self.num_epochs - 1)
@@ -775,13 +783,13 @@ class DataPruner:
         """
         batch_size = check_int("batch_size", batch_size, at_least=1)
         planner, world = self._planner, self._ranks.world()
-        if planner.order_source is not None:
-            raise ValueError(
-                "total_steps does not know how many samples your own sampler= will yield; count "
-                "them, or leave sampler= away"
-            )
         if planner.sizes is not None:
             sizes: Sequence[int] = planner.sizes
+        elif planner.order_source is not None:
+            raise ValueError(
+                "total_steps does not know how many samples your own sampler= will yield; count "
+                "them, leave sampler= away, or pass budget="
+            )
         elif isinstance(self.policy, FullData) or not planner.pruned_epochs:
             sizes = [self.num_samples] * self.num_epochs
         else:
@@ -970,6 +978,9 @@ class DataPruner:
         self._buffer = self._ledger = self._earlier = self._superseded = None
         if self._filter is not None and self._epoch < self.num_epochs:
             self._filter.set_plan(self.plan)
+
+    def __copy__(self) -> DataPruner:
+        return copy.deepcopy(self)  # sampler and scores belong to one pruner
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy stands where the original stands, but no loader is drawing from it.

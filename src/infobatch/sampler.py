@@ -330,7 +330,7 @@ class Ledger:
             raise InfoBatchError(
                 f"this epoch keeps {self._total} samples, fewer than one batch of "
                 f"{size}, and the loader has drop_last=True, so nothing would ever be trained; "
-                "use drop_last=False, a smaller batch_size or a smaller prune_ratio"
+                "use drop_last=False, a smaller batch_size or prune_ratio, or a larger budget"
             )
 
     @property

@@ -76,7 +76,7 @@ def epoch_sizes(
             f"budget must be {least:g} to 1 here, got {budget:g}: {num_epochs - len(pruned)} of "
             f"{num_epochs} epochs use the full data, and each other epoch keeps at least "
             f"{min_keep} of {num_samples} samples. For a smaller one, train for fewer epochs, or "
-            "change delta, warmup_epochs, or the largest weight of the policy"
+            "change delta, warmup_epochs, or the floor or largest weight of the policy"
         )
     shape = _shape_of(ratio_schedule, len(pruned))
     # Fill up: the largest parts hit the ceiling first, and the rest share what is left.
@@ -101,10 +101,15 @@ def epoch_sizes(
 def _shape_of(ratio_schedule: RatioSchedule, count: int) -> NDArray[np.float64]:
     known = ", ".join(f'"{name}"' for name in _SHAPES)
     rule = f"ratio_schedule must be {known} or a function of [0, 1] to non-negative numbers"
-    shape = ratio_schedule if callable(ratio_schedule) else _SHAPES.get(ratio_schedule)
+    named = _SHAPES.get(ratio_schedule) if isinstance(ratio_schedule, str) else None
+    shape = ratio_schedule if callable(ratio_schedule) else named
     if shape is None:
         raise ValueError(f"{rule}, got {ratio_schedule!r}")
-    values = np.array([float(shape((place + 0.5) / count)) for place in range(count)])
+    given = [shape((place + 0.5) / count) for place in range(count)]
+    try:
+        values = np.array([float(each) for each in given])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{rule}; it gave {given}") from error
     if not bool(np.all(np.isfinite(values) & (values >= 0))):
         raise ValueError(f"{rule}; it gave {values.tolist()}")
     return values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -115,10 +117,19 @@ def bins_of(scores: FloatArray) -> NDArray[np.uint16]:
     return bins
 
 
+@functools.cache
 def bin_middles() -> NDArray[np.float64]:
-    """The middle (2**16,) of each bin; NaN for those that no finite score is in."""
+    """The middle (2**16,) of each bin, read-only; NaN for those that no finite score is in."""
     starts = np.arange(NUM_BINS, dtype=np.uint32) << np.uint32(32 - _BIN_BITS)
-    return _unsortable(starts | np.uint32(1 << (31 - _BIN_BITS)))
+    middles = _unsortable(starts | np.uint32(1 << (31 - _BIN_BITS)))
+    middles.flags.writeable = False
+    return middles
+
+
+def bin_end(number: int) -> float:
+    """The number that all scores of a bin lie below."""
+    start = np.array([(number + 1) << (32 - _BIN_BITS)], dtype=np.uint32)
+    return float(_unsortable(start)[0])
 
 
 def histogram_quantiles(counts: NDArray[np.float64], fractions: list[float]) -> list[float]:

@@ -26,7 +26,7 @@ from infobatch.plan import EpochPlan, Shard, shuffled
 from infobatch.policies.base import Selection, is_policy
 from infobatch.scores import FloatArray
 
-FORMAT = 3
+FORMAT = 4
 
 _T = TypeVar("_T")
 
@@ -147,7 +147,7 @@ class _Merged:
         self._done: list[NDArray[np.int64]] = []
         self._due: list[NDArray[np.int64]] = []
         self._tally = LossTally()
-        self._threshold = float("nan")
+        self._threshold, self._mass_left_out = float("nan"), 0.0
         self._first: Snapshot | None = None
         self._seen: set[int] = set()
 
@@ -175,6 +175,8 @@ class _Merged:
             mine = rows[order]
             self._weights[mine[mine >= 0]] = saved.plan.selection.weights_of(order[mine >= 0])
             self._threshold = saved.plan.threshold
+            part_of_all = len(saved.shard) / saved.shard.dataset_size
+            self._mass_left_out += saved.plan.selection.mass_left_out * part_of_all
             for part, into in (
                 (mine[: saved.position], self._done),
                 (mine[saved.position :], self._due),
@@ -196,7 +198,7 @@ class _Merged:
         if self._done:
             done = np.concatenate(self._done)
             order = np.concatenate([done, *self._due])
-            selection = Selection(self._weights, None, self._threshold)
+            selection = Selection(self._weights, None, self._threshold, self._mass_left_out)
             plan = EpochPlan.build(
                 first.epoch,
                 selection,
@@ -316,6 +318,7 @@ def _pack_plan(plan: EpochPlan) -> dict[str, Any]:
     return {
         "total": plan.total,
         "threshold": selection.threshold,
+        "mass_left_out": selection.mass_left_out,
         "order": torch.from_numpy(plan.order.copy()) if plan.own_order else None,
         "weights": torch.from_numpy(selection.weights.copy()) if own_weights else None,
         "table": None if selection.level is None else selection.weights.tolist(),
@@ -353,18 +356,18 @@ def _unpack_plan(
 
 
 def _unpack_selection(packed: dict[str, Any], level: NDArray[np.uint8]) -> Selection:
-    threshold = _entry(packed, "threshold", float)
+    facts = _entry(packed, "threshold", float), _entry(packed, "mass_left_out", float)
     table = _optional(packed, "table", list)
     weights = _optional(packed, "weights", Tensor)
     if table is None and level.any():
         raise StateError("the state's levels have no table of weights")
     if table is None and weights is None:
-        return Selection.full(len(level), threshold=threshold)
+        return Selection.full(len(level), threshold=facts[0])
     try:
         if table is not None:
-            return Selection(np.array(table, dtype=np.float64), level.copy(), threshold)
+            return Selection(np.array(table, dtype=np.float64), level.copy(), *facts)
         values = _vector(packed, "weights", len(level), torch.float32, torch.float64)
-        return Selection(values.numpy(), None, threshold)
+        return Selection(values.numpy(), None, *facts)
     except (PolicyError, TypeError, ValueError) as error:
         raise StateError(f"the state's selection is damaged: {error}") from error
 

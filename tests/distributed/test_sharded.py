@@ -8,7 +8,7 @@ from tests.distributed.support import in_threads, results_of
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
-from infobatch.errors import DistributedError, StateError
+from infobatch.errors import DistributedError, PolicyError, StateError
 from infobatch.policies import (
     PAPER_QUANTILES,
     AgedScores,
@@ -311,6 +311,25 @@ def test_a_budget_goes_on_with_another_number_of_ranks(policy):
                 of_sample[ranks, rank :: len(states)] = memory[name]
         np.testing.assert_array_equal(*of_sample)
         assert len(np.unique(of_sample)) > 1
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "budget", "quantiles"), [(4, 0.4, None), (8, 0.6, PAPER_QUANTILES)]
+)
+def test_a_budget_too_small_for_one_rank_is_refused_on_all(num_samples, budget, quantiles):
+    def run(group):
+        pruner = InfoBatch(
+            *(num_samples, 10),
+            budget=budget,
+            quantiles=quantiles,
+            sharded=True,
+            process_group=group,
+        )
+        with pytest.raises(PolicyError, match="use a larger budget") as error:
+            train(pruner, 2, epochs=10)
+        return str(error.value)
+
+    assert len(set(in_threads(2, run))) == 1
 
 
 def test_states_that_are_not_one_of_each_rank_are_refused():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from infobatch import policies as p
+from infobatch.errors import PolicyError
 from infobatch.policies.seta import one_dimensional_k_means
 
 N = 60
@@ -182,6 +183,33 @@ def test_proportional_sampling_in_its_extremes():
     few = policy.select_exactly(scores, 20, 1, rng())
     assert len(kept(few) & set(range(20))) == 12  # the others are kept with probability 0.2
     assert policy.min_keep(N) == 12
+
+
+@pytest.mark.parametrize("unknown", [1, 500])
+def test_what_is_not_known_is_always_kept_beside_the_floor_of_the_others(unknown):
+    scores = losses(size=1000)
+    scores[:unknown] = np.nan
+    floor = p.ProportionalSampling().floor
+    for keep in (998, 750, math.ceil(unknown + floor * (1000 - unknown))):
+        for seed in range(50):
+            selection = p.ProportionalSampling().select_exactly(scores, keep, 1, rng(seed))
+            assert (weights(selection)[:unknown] > 0).all()
+            assert np.count_nonzero(weights(selection)) == keep
+
+
+def test_the_threshold_lies_above_what_may_be_left_out():
+    scores = np.full(N, 0.1005, np.float32)
+    scores[:10] = 2.0
+    selection = p.ProportionalSampling().select_exactly(scores, 30, 1, rng())
+    assert 0.1005 < selection.threshold < 0.102
+
+
+def test_one_of_each_quantile_range_remains():
+    scores = np.array([1, 2, 3, 4], np.float32)
+    policy = p.QuantileThresholds()
+    assert len(kept(policy.select_exactly(scores, 3, 0, rng()))) == 3
+    with pytest.raises(PolicyError, match=r"4 samples in 3 score ranges.* 2 cannot be kept"):
+        policy.select_exactly(scores, 2, 0, rng())
 
 
 def test_scores_that_age():

@@ -28,7 +28,8 @@ class Selection:
             For information: it appears in `history`.
         mass_left_out: the part, in [0, 1], of the sum over all samples of what bounds their
             gradients that lies in what is left out; in a random subset, it is the part of the
-            samples. NaN where the policy does not say. For information.
+            samples. Within groups, the mean over samples of that of their group. NaN where the
+            policy does not say. It appears in `history`.
 
     Raises:
         PolicyError: the arrays do not fit these descriptions.
@@ -70,7 +71,8 @@ class Selection:
     @classmethod
     def full(cls, num_samples: int, *, threshold: float = float("nan")) -> Selection:
         """Every sample, weight 1, in constant memory."""
-        return cls(np.broadcast_to(np.float64(1.0), (num_samples,)), threshold=threshold)
+        ones = np.broadcast_to(np.float64(1.0), (num_samples,))
+        return cls(ones, threshold=threshold, mass_left_out=0.0)
 
     @property
     def is_full(self) -> bool:

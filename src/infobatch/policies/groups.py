@@ -34,6 +34,8 @@ class WithinGroups(Wrapper):
 
     groups: ArrayLike = field(repr=False)
     digest: int = field(init=False)
+    _sizes: NDArray[np.int64] = field(init=False, repr=False)
+    _least: NDArray[np.int64] = field(init=False, repr=False)
     _members: Sequence[NDArray[np.intp]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,17 +44,16 @@ class WithinGroups(Wrapper):
         cuts = np.flatnonzero(np.diff(groups[order])) + 1
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "digest", zlib.crc32(groups.tobytes()))
-        object.__setattr__(self, "_members", tuple(np.split(order, cuts)))
+        members = tuple(np.split(order, cuts))
+        sizes = np.array([len(rows) for rows in members])
+        least = np.array([super(WithinGroups, self).min_keep(size) for size in sizes.tolist()])
+        object.__setattr__(self, "_members", members)
+        object.__setattr__(self, "_sizes", sizes)
+        object.__setattr__(self, "_least", least)
 
     def min_keep(self, num_samples: int) -> int:
-        """The sum of what each group has to keep, in proportion."""
-        sizes = np.array([len(rows) for rows in self._members])
-        least = np.array([super(WithinGroups, self).min_keep(int(size)) for size in sizes])
-        # The number that is shared out has to give every group its least.
-        needed = int(np.max(np.ceil(least * (len(np.asarray(self.groups)) / sizes))))
-        while (shares(needed, sizes) < least).any():
-            needed += 1
-        return min(needed, num_samples)
+        """The sum of what each group has to keep."""
+        return min(int(self._least.sum()), num_samples)
 
     def select_from(
         self,
@@ -63,14 +64,15 @@ class WithinGroups(Wrapper):
         rng: np.random.Generator,
     ) -> Selection:
         """Ask the policy once for each group."""
-        sizes = np.array([len(rows) for rows in self._members])
-        keeps = [None] * len(sizes) if keep is None else shares(keep, sizes).tolist()
+        keeps: list[int | None] = [None] * len(self._sizes)
+        if keep is not None:
+            keeps = shares(keep, self._sizes, self._least).tolist()
         weights, left_out = np.zeros(len(scores)), 0.0
         for rows, group_keep in zip(self._members, keeps, strict=True):
             part: dict[str, FloatArray] = {name: values[rows] for name, values in memory.items()}
             selection = selection_of(self.policy, part, scores[rows], group_keep, epoch, rng)
             weights[rows] = selection.weights_of(np.arange(len(rows)))
-            left_out += 0.0 if selection.is_full else selection.mass_left_out * len(rows)
+            left_out += selection.mass_left_out * len(rows)
             for name, values in part.items():
                 memory[name][rows] = values
         return Selection(weights, mass_left_out=left_out / len(scores))
@@ -99,18 +101,22 @@ def check_groups(groups: Any) -> NDArray[np.int64]:
     return numbers
 
 
-def shares(keep: int, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`keep` in proportion to the sizes of groups, each at least 1 and at most its size.
+def shares(
+    keep: int, sizes: NDArray[np.int64], least: NDArray[np.int64] | int = 1
+) -> NDArray[np.int64]:
+    """`keep` in proportion to the sizes of groups, but of each at least its least.
 
-    Exact in total, if `keep` is at least the number of groups.
+    Exact in total, if `keep` lies between the sum of the least and that of the sizes.
     """
+    least = np.broadcast_to(least, sizes.shape)
     exact = keep * sizes / sizes.sum()
-    parts: NDArray[np.int64] = np.clip(np.floor(exact).astype(np.int64), 1, sizes)
+    parts: NDArray[np.int64] = np.clip(np.floor(exact).astype(np.int64), least, sizes)
     step = 1 if parts.sum() < keep else -1
     by_rest = np.argsort(step * (parts - exact), kind="stable")  # the most short-changed first
     while (missing := abs(keep - int(parts.sum()))) > 0:
-        free = by_rest[(parts[by_rest] + step >= 1) & (parts[by_rest] + step <= sizes[by_rest])]
+        after = parts[by_rest] + step
+        free = by_rest[(after >= least[by_rest]) & (after <= sizes[by_rest])]
         if not len(free):
-            break  # fewer than one per group, or more than there are
+            break  # less than the least, or more than there is
         parts[free[:missing]] += step
     return parts

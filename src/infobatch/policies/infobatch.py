@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch.errors import PolicyError
 from infobatch.policies.base import Selection
 from infobatch.policies.thinning import ascending, lowest, thin, thin_to
 from infobatch.scores import (
@@ -233,8 +234,17 @@ class QuantileThresholds:
 
 
 def _scaled(drop: int, sizes: NDArray[np.int64], ratios: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many of each range to drop, in proportion to size * ratio; one of each must remain."""
+    """How many of each range to drop, in proportion to size * ratio; one of each must remain.
+
+    Raises:
+        PolicyError: more are to be dropped than that.
+    """
     most = np.maximum(sizes - 1, 0)
+    if drop > most.sum():
+        raise PolicyError(
+            f"of {sizes.sum()} samples in {np.count_nonzero(sizes)} score ranges one of each range "
+            f"must remain, so {sizes.sum() - drop} cannot be kept"
+        )
     wish = sizes * ratios
     drops = np.zeros(len(sizes), dtype=np.int64)
     while (left := drop - int(drops.sum())) > 0:

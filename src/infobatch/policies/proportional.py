@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch.policies.base import Selection
-from infobatch.scores import NUM_BINS, FloatArray, bin_middles, bins_of, histogram
+from infobatch.scores import NUM_BINS, FloatArray, bin_end, bin_middles, bins_of, histogram
 from infobatch.validation import check_at_least, check_fraction
 
 Bound = Literal["probability", "loss", "root"]
@@ -57,7 +57,8 @@ class ProportionalSampling:
     not sure of any, because training is short or labels are wrong, all have the same p, and an
     epoch is a random part of the data with weight 1: full data for fewer epochs.
 
-    Samples without a usable score are kept, as long as the budget allows it.
+    Samples without a usable score are kept, as long as the budget allows it beside the floor of
+    the others.
 
     Attributes:
         bound: of the gradient, by the score.
@@ -110,9 +111,10 @@ class ProportionalSampling:
         middles = bin_middles()[bins]
         bounds = _BOUNDS[self.bound](np.maximum(middles, 0.0))
         probabilities = keep_probabilities(self._claims(bounds), sizes, keep, floor)
-        # Levels of nearly equal probability, and in each the mean of it.
+        # Levels of nearly equal probability, and in each the mean of it; the last is that of 1.
         place = np.log(probabilities / floor) / -math.log(floor)
-        level_of_bin = 1 + np.rint(place * (_LEVELS - 1)).astype(np.uint8)
+        level_of_bin = 1 + np.rint(place * (_LEVELS - 2)).astype(np.uint8)
+        level_of_bin[probabilities == 1.0] = _LEVELS
         expected = np.bincount(level_of_bin, probabilities * sizes, _LEVELS + 1).astype(np.float64)
         members = np.bincount(level_of_bin, sizes, _LEVELS + 1)
         table = np.zeros(NUM_BINS, dtype=np.uint8)
@@ -128,10 +130,10 @@ class ProportionalSampling:
         if self.rescale:
             weights *= num_samples / float(weights @ expected)
         weights[0] = 0.0
-        prunable = middles[probabilities[:-1] < 1.0]
-        threshold = float(prunable[-1]) if len(prunable) else float("nan")  # bins rise
-        mass = bounds * sizes[:-1]
-        left_out = float((1.0 - probabilities[:-1]) @ mass / mass.sum()) if mass.any() else 0.0
+        prunable = bins[probabilities[:-1] < 1.0]
+        threshold = bin_end(int(prunable[-1])) if len(prunable) else float("nan")  # bins rise
+        mass = (bounds if bounds.any() else np.ones_like(bounds)) * sizes[:-1]
+        left_out = float((1.0 - probabilities[:-1]) @ mass / mass.sum()) if len(mass) else 0.0
         return Selection(weights, level, threshold, mass_left_out=left_out)
 
     def min_keep(self, num_samples: int) -> int:
@@ -162,6 +164,8 @@ def keep_probabilities(
     low, high = floor / bounds.max(), 1.0 / bounds.min()
     for _ in range(_BISECTIONS):
         c = math.sqrt(low * high)
+        if c in (low, high):
+            break
         if float(np.clip(c * bounds, floor, 1.0) @ sizes) > keep:
             high = c
         else:
