@@ -166,13 +166,6 @@ class Planner:
             return None
         return len(range(self.shard.index, self.sizes[epoch], self.shard.count))
 
-    @property
-    def last_pruned(self) -> int | None:
-        """The last epoch that is to leave something out; None if none is."""
-        sizes = self.sizes
-        leaving = (e for e in self.pruned_epochs if sizes is None or sizes[e] < self.num_samples)
-        return max(leaving, default=None)
-
     def _check_parts(self, epoch: int) -> None:
         """Refuse a size of which some rank would keep too little; on every rank alike."""
         if self.sizes is None or self.shard.count == 1:

@@ -531,7 +531,7 @@ class DataPruner:
                 _ = self.share  # planned now, where all ranks are: it takes a collective
             if self._filter is not None:
                 self._filter.set_plan(self.plan)
-        if plan.epoch == self._planner.last_pruned:
+        if plan.epoch == self._planner.pruned_epochs.stop - 1:
             self._warn_if_indistinct()
         if tally.non_finite:
             warnings.warn(
