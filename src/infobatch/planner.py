@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ class Planner:
         """How many of the samples in `shard` an epoch is to keep; None where no budget says it."""
         if self.sizes is None or epoch >= len(self.sizes):  # a look past the end of the run
             return None
-        return len(range(self.shard.index, self.sizes[epoch], self.shard.count))
+        return len(replace(self.shard, dataset_size=self.sizes[epoch]))
 
     def _check_parts(self, epoch: int) -> None:
         """Refuse a size of which some rank would keep too little; on every rank alike."""
@@ -172,7 +172,7 @@ class Planner:
             return
         assert isinstance(self.policy, (ExactPolicy, MemoryPolicy))
         for rank in range(self.shard.count):
-            keep = len(range(rank, self.sizes[epoch], self.shard.count))
+            keep = len(Shard(rank, self.shard.count, self.sizes[epoch]))
             least = self.policy.min_keep(len(Shard(rank, self.shard.count, self.num_samples)))
             if keep < least:
                 raise PolicyError(

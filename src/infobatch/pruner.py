@@ -445,6 +445,11 @@ class DataPruner:
             self._filter.set_plan(self.plan)
         return self._filter
 
+    def _show_plan_to_stream(self) -> None:
+        """Tell the filter of a stream, if there is one, that the plan is another now."""
+        if self._filter is not None and self._epoch < self.num_epochs:
+            self._filter.set_plan(self.plan)
+
     def _begin(self, loader: LoaderFacts) -> Iterator[int]:
         """Start the epoch that is due, or start it again; called by the sampler."""
         if self._is_stream:
@@ -526,11 +531,9 @@ class DataPruner:
         self._start = self._position = 0
         self._earlier, self._ledger = self._ledger, None  # a loss more than planned is an error
         self._tally = LossTally()
-        if self._epoch < self.num_epochs:
-            if self.sharded:
-                _ = self.share  # planned now, where all ranks are: it takes a collective
-            if self._filter is not None:
-                self._filter.set_plan(self.plan)
+        if self._epoch < self.num_epochs and self.sharded:
+            _ = self.share  # planned now, where all ranks are: it takes a collective
+        self._show_plan_to_stream()
         if plan.epoch == self._planner.pruned_epochs.stop - 1:
             self._warn_if_indistinct()
         if tally.non_finite:
@@ -629,8 +632,7 @@ class DataPruner:
         self._plan = self._share = None
         if self.sharded:
             _ = self.share  # planned now, where all ranks are: it takes a collective
-        if self._filter is not None and self._epoch < self.num_epochs:
-            self._filter.set_plan(self.plan)
+        self._show_plan_to_stream()
 
     # ------------------------------------------------------------------ ranks
 
@@ -976,8 +978,7 @@ class DataPruner:
         self._share = None
         self._pending, self._has_met = PendingLosses(), False
         self._buffer = self._ledger = self._earlier = self._superseded = None
-        if self._filter is not None and self._epoch < self.num_epochs:
-            self._filter.set_plan(self.plan)
+        self._show_plan_to_stream()
 
     def __copy__(self) -> DataPruner:
         return copy.deepcopy(self)  # sampler and scores belong to one pruner

@@ -151,8 +151,7 @@ def histogram_quantiles(counts: NDArray[np.float64], fractions: list[float]) -> 
         place = fraction * (total - 1)
         number = int(np.searchsorted(upto, place, side="right"))
         inside = (place - (upto[number] - counts[number]) + 0.5) / counts[number]
-        edges = np.array([number, number + 1], dtype=np.uint32) << np.uint32(32 - _BIN_BITS)
-        low, high = _unsortable(edges).tolist()
+        low, high = bin_end(number - 1), bin_end(number)
         found.append(low + min(inside, 1.0) * (high - low))
     return found
 

@@ -356,18 +356,19 @@ def _unpack_plan(
 
 
 def _unpack_selection(packed: dict[str, Any], level: NDArray[np.uint8]) -> Selection:
-    facts = _entry(packed, "threshold", float), _entry(packed, "mass_left_out", float)
+    threshold = _entry(packed, "threshold", float)
+    left_out = _entry(packed, "mass_left_out", float)
     table = _optional(packed, "table", list)
     weights = _optional(packed, "weights", Tensor)
     if table is None and level.any():
         raise StateError("the state's levels have no table of weights")
     if table is None and weights is None:
-        return Selection.full(len(level), threshold=facts[0])
+        return Selection.full(len(level), threshold=threshold)
     try:
         if table is not None:
-            return Selection(np.array(table, dtype=np.float64), level.copy(), *facts)
+            return Selection(np.array(table, dtype=np.float64), level.copy(), threshold, left_out)
         values = _vector(packed, "weights", len(level), torch.float32, torch.float64)
-        return Selection(values.numpy(), None, *facts)
+        return Selection(values.numpy(), None, threshold, left_out)
     except (PolicyError, TypeError, ValueError) as error:
         raise StateError(f"the state's selection is damaged: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,6 +52,7 @@ class Kakurenbo:
         num_epochs: of the run; F falls to 0.8, 0.6 and 0.4 of its start at 30, 60 and 80% of it.
     """
 
+    reads_probability: ClassVar[bool] = True  # as `confidence` does
     max_fraction: float = 0.3
     confidence: float = 0.7
     num_epochs: int = 100
@@ -60,11 +62,6 @@ class Kakurenbo:
         object.__setattr__(self, "max_fraction", fraction)
         object.__setattr__(self, "confidence", check_fraction("confidence", self.confidence))
         check_int("num_epochs", self.num_epochs, at_least=1)
-
-    @property
-    def reads_probability(self) -> bool:
-        """Whether scores have to be cross-entropies without label smoothing: yes."""
-        return True
 
     def fraction(self, epoch: int) -> float:
         """F in an epoch."""
