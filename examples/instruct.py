@@ -1,6 +1,6 @@
 """Instruction tuning with transformers, and LoRA from PEFT: a plain loop with masked prompts.
 
-    python examples/instruct.py --epochs 6 --budget 0.7
+    python examples/instruct.py --epochs 6
     python examples/instruct.py --data-dir DIR --weights LLAMA --lora 16 --save tuned
 
 DIR holds Stanford Alpaca's alpaca_data.json; without it the records are made here, of words from

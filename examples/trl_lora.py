@@ -1,6 +1,6 @@
 """TRL's SFTTrainer with LoRA from PEFT: a small Llama learns from Python's manual.
 
-    python examples/trl_lora.py --epochs 4 --budget 0.7
+    python examples/trl_lora.py --epochs 4
 
 The model is a random one from its configuration, so that nothing is downloaded; that is why the
 embeddings are trained too. With a pretrained one, leave `modules_to_save` away.

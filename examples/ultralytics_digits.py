@@ -1,6 +1,6 @@
 """Ultralytics YOLO: find handwritten digits on a sheet, from scratch.
 
-    python examples/ultralytics_digits.py --epochs 10 --budget 0.7
+    python examples/ultralytics_digits.py --epochs 10
 
 The sheets are made of scikit-learn's digits. Ultralytics is AGPL-3.0.
 """

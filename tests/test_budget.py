@@ -235,6 +235,8 @@ def test_what_the_whole_run_has_left_out_decides():
     assert indistinct(unlearned, rescored=True) == 1  # planned anew after each epoch
     early = {"ratio_schedule": lambda place: float(place < 0.5), "budget": 0.8}
     assert indistinct(unlearned, **early) == 1  # its last epochs leave nothing out
+    unknown = {"warmup_epochs": 0, "delta": 2 / EPOCHS, "budget": 0.95}
+    assert indistinct(unlearned, **unknown) == 1  # the first of two pruned epochs has no scores
     assert indistinct(unlearned, budget=1.0) == 0
     assert indistinct(unlearned, delta=0.0, budget=1.0) == 0
 

@@ -1,4 +1,4 @@
-"""infobatch: train on 30 to 40% fewer samples at the same accuracy, by a three-line change.
+"""infobatch: train on about a third fewer samples by a three-line change.
 
 Unbiased dynamic data pruning for PyTorch, after Qin et al., InfoBatch, ICLR 2024
 (arXiv 2303.04947).

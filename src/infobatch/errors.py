@@ -45,8 +45,11 @@ class StateError(InfoBatchError, ValueError):
 
 
 class NonFiniteLossWarning(UserWarning):
-    """Some losses of an epoch were NaN or infinite; their samples are kept in the next one."""
+    """Some losses of an epoch were NaN or infinite; their samples are kept, as budgets allow."""
 
 
 class IndistinctScoresWarning(UserWarning):
-    """The scores told no samples apart, so that a budget's epochs were random parts of the data."""
+    """What a budget has left out was as good as random.
+
+    The scores told hardly any samples apart, or the budget left no choice.
+    """

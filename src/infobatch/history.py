@@ -22,7 +22,8 @@ class EpochRecord:
         total: samples that it would have had without pruning.
         trained: samples whose losses came: fewer than `kept` under drop_last, after an early
             `break` or `skip`.
-        threshold: the score below which samples could be pruned; NaN if nothing could.
+        threshold: the score below which samples could be pruned; NaN if nothing could, and within
+            groups, which have one each.
         mass_left_out: the part of what bounds the samples' gradients that was left out; NaN where
             the policy does not say. See `Selection`.
         mean_loss: mean of the finite unweighted losses; NaN if none came.

@@ -154,7 +154,7 @@ class EpochPlan:
 
     @property
     def threshold(self) -> float:
-        """The score below which samples may be pruned; NaN in an epoch that prunes nothing."""
+        """The score below which samples may be pruned; NaN if none are, and within groups."""
         return self.selection.threshold
 
 

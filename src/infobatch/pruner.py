@@ -233,7 +233,8 @@ class DataPruner:
 
         Args:
             losses: (B,) one loss per sample, any float dtype, any device; not modified.
-                Non-finite ones are counted, warned about once per epoch, and their samples kept.
+                Non-finite ones are counted, warned about once per epoch, and their samples kept as
+                far as a budget allows.
             scores: (B,) what to rank the samples by, if not by their losses. With label smoothing
                 and `InfoBatch(budget=...)`: the cross-entropies without it.
             indices: (B,) the samples' indices in the data set, where a loader cannot keep the
@@ -557,7 +558,8 @@ class DataPruner:
             f"{mass / len(pruned):.0%} of what bounds the gradients with them. So the scores tell "
             "hardly any samples apart, or the budget leaves no choice, and the run is one on the "
             "full data for fewer epochs. With label smoothing, or any loss that is not near 0 for "
-            "what is learned, pass one that is: update(losses, scores=F.cross_entropy(...))",
+            "what is learned, pass one that is: update(losses, scores=F.cross_entropy(...)); for "
+            "other losses there are other policies: docs/methods/proportional.md",
             IndistinctScoresWarning,
             stacklevel=_USER_LINE + 1,
         )
@@ -998,7 +1000,7 @@ class DataPruner:
 
 
 class InfoBatch(DataPruner):
-    """Unbiased dynamic data pruning: train on 30 to 40% fewer samples at the same accuracy.
+    """Dynamic data pruning, unbiased but for `budget`: train on about a third fewer samples.
 
     In each epoch, samples whose last loss is below the mean are left out with probability
     `prune_ratio`, and the losses of those that remain of them are scaled up by

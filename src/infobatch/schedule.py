@@ -76,7 +76,7 @@ def epoch_sizes(
             f"budget must be {least:g} to 1 here, got {budget:g}: {num_epochs - len(pruned)} of "
             f"{num_epochs} epochs use the full data, and each other epoch keeps at least "
             f"{min_keep} of {num_samples} samples. For a smaller one, train for fewer epochs, or "
-            "change delta, warmup_epochs, or the floor or largest weight of the policy"
+            "change delta, warmup_epochs, groups, or the floor or largest weight of the policy"
         )
     shape = _shape_of(ratio_schedule, len(pruned))
     # Fill up: the largest parts hit the ceiling first, and the rest share what is left.

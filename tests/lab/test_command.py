@@ -19,7 +19,7 @@ from infobatch.lab.tasks import all_tasks
 from infobatch.lab.train import TrainingRun
 
 CLI = [sys.executable, "-m", "infobatch.lab.cli"]
-ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "random")
+ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "proportional", "random")
 
 
 def test_all_arms_and_seeds_are_in_the_results_the_log_and_the_table(comparison):

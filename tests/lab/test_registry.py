@@ -6,7 +6,7 @@ import pytest
 
 from infobatch.coresets import METHODS
 from infobatch.lab.arm import Arm, ArmContext
-from infobatch.lab.arms import DEFAULT, all_arms, choose_arms, families
+from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, expand, families
 from infobatch.lab.compare import planned_runs
 from infobatch.lab.errors import LabError
 from infobatch.lab.presets import PRESETS
@@ -60,6 +60,8 @@ def test_what_exists_now():
     }
     assert families()["static"] == sorted(f"static-{method}" for method in METHODS)
     assert len(families()["ablation"]) == 7  # the eighth corner is infobatch-budget
+    assert COST in expand(["all"])
+    assert expand(["static", "full"]) == [*families()["static"], "full"]
     assert all(choose_arms(preset.arms) for preset in PRESETS.values() if preset.arms)
 
 

@@ -123,7 +123,7 @@ def test_the_recorded_command_repeats_the_comparison(page, comparison, tmp_path)
     shutil.copy(comparison.out / FILE_NAME, tmp_path)
     result = run_command("compare", *command, "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    assert result.output.count("(from before)") == 10
+    assert result.output.count("(from before)") == 12
 
 
 def test_the_report_is_built_again_from_the_results_alone(comparison, tmp_path):

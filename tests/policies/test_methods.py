@@ -185,6 +185,18 @@ def test_proportional_sampling_in_its_extremes():
     assert policy.min_keep(N) == 12
 
 
+def test_the_mass_of_what_is_not_known_is_the_mean_of_the_others():
+    """So that it tells of the choice, and not of how much is known."""
+    policy = p.ProportionalSampling()
+    unknown = policy.select_exactly(np.full(1000, np.nan, np.float32), 600, 1, rng())
+    assert unknown.mass_left_out == pytest.approx(0.4)
+    scores = np.full(1000, np.nan, np.float32)
+    scores[:100] = 3.0
+    assert policy.select_exactly(scores, 600, 1, rng()).mass_left_out == pytest.approx(0.4)
+    scores[100:500] = 0.001  # these are what can be left out
+    assert policy.select_exactly(scores, 620, 1, rng()).mass_left_out < 0.01
+
+
 @pytest.mark.parametrize("unknown", [1, 500])
 def test_what_is_not_known_is_always_kept_beside_the_floor_of_the_others(unknown):
     scores = np.full(1000, 0.3, np.float32)  # that all are kept with nearly the same probability

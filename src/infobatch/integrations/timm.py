@@ -57,12 +57,12 @@ class PrunedLoss(nn.Module):
     With Mixup or CutMix a sample's score is the loss that it is trained with, against the mixed
     target, and is credited to the sample in whose place the mixture stands. Policies that read
     probabilities from scores, that of `InfoBatch(budget=...)` among them, are given the loss
-    without label smoothing, less the entropy of a mixed target.
+    without label smoothing, less the entropy of a mixed target; of a function, what it returns.
 
     Args:
         criterion: `LabelSmoothingCrossEntropy`, `SoftTargetCrossEntropy`, `BinaryCrossEntropy` or
-            `nn.CrossEntropyLoss`; or a function of output and target that gives one loss per
-            sample, (B,).
+            `nn.CrossEntropyLoss` without class weights and ignored labels; or a function of
+            output and target that gives one loss per sample, (B,).
         pruner: the run's pruner.
 
     Raises:
@@ -101,16 +101,18 @@ def per_sample_criterion(criterion: nn.Module | PerSample) -> PerSample:
         over_classes = torch.sum if criterion.sum_classes else torch.mean
         return lambda output, target: over_classes(each(output, target), -1)
     if isinstance(criterion, nn.CrossEntropyLoss) and (
-        criterion.weight is None and criterion.reduction == "mean"
+        criterion.weight is None
+        and criterion.reduction == "mean"
+        and criterion.ignore_index == nn.CrossEntropyLoss().ignore_index  # the mean is over others
     ):
         each = copy.copy(criterion)
         each.reduction = "none"
         return each
     if isinstance(criterion, nn.Module):
         raise TypeError(
-            f"{criterion!r} is not known to be a mean over samples (class weights and another "
-            "reduction make it none); pass a function of output and target that returns one loss "
-            "per sample, of shape (B,)"
+            f"{criterion!r} is not known to be a mean over samples (class weights, ignored labels "
+            "and another reduction make it none); pass a function of output and target that "
+            "returns one loss per sample, of shape (B,)"
         )
     return criterion
 
@@ -123,9 +125,9 @@ def _plain_losses(criterion: nn.Module, output: Tensor, target: Tensor) -> Tenso
     """
     is_soft = target.shape == output.shape
     if isinstance(criterion, BinaryCrossEntropy):
-        soft = (target if is_soft else F.one_hot(target, output.shape[-1])).to(output.dtype)
-        least = F.binary_cross_entropy(soft, soft, reduction="none")
-        losses = F.binary_cross_entropy_with_logits(output, soft, reduction="none")
+        soft = (target if is_soft else F.one_hot(target, output.shape[-1])).float()
+        least = -torch.xlogy(soft, soft) - torch.xlogy(1 - soft, 1 - soft)
+        losses = F.binary_cross_entropy_with_logits(output.float(), soft, reduction="none")
         return (losses - least).sum(-1)
     if is_soft:
         return F.kl_div(output.log_softmax(-1), target, reduction="none").sum(-1)

@@ -70,7 +70,7 @@ class InfoBatchMixin(_Base):
         self.pruner = pruner
         self._check_pruner()
         self._division: tuple[bool, float] | None = None
-        self._without_smoothing = False
+        self._plain = False  # whether per_token_losses is asked for plain cross-entropies
         self.add_callback(_Bookkeeping(self))
 
     def _check_settings(self) -> None:
@@ -215,7 +215,7 @@ class InfoBatchMixin(_Base):
         """
         if getattr(outputs, "log_probs", None) is not None:  # TRL's fused head
             losses, counts = -outputs.log_probs, outputs.label_mask.bool()
-            if getattr(self.args, "loss_type", None) == "dft":
+            if self._is_dft and not self._plain:
                 losses = losses * outputs.log_probs.exp().detach()
             return losses, counts
         logits = outputs.get("logits")
@@ -226,7 +226,7 @@ class InfoBatchMixin(_Base):
         ):
             if self._loss_shifts_labels:
                 labels = F.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
-            smooths = self.label_smoother is not None and not self._without_smoothing
+            smooths = self.label_smoother is not None and not self._plain
             smoothing = self.args.label_smoothing_factor if smooths else 0.0
             losses = F.cross_entropy(
                 logits.float().movedim(-1, 1) if labels.dim() > 1 else logits.float(),
@@ -248,6 +248,11 @@ class InfoBatchMixin(_Base):
             f"no per-sample loss is known for logits {shape} and labels {tuple(labels.shape)} of "
             f"{labels.dtype}; override per_token_losses(outputs, labels) in your trainer"
         )
+
+    @property
+    def _is_dft(self) -> bool:
+        """Whether it is TRL's dynamic fine-tuning, whose loss is the cross-entropy times p."""
+        return getattr(self.args, "loss_type", None) == "dft"
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
@@ -292,14 +297,18 @@ class InfoBatchMixin(_Base):
 
     @torch.no_grad()
     def _scores(self, outputs: Any, labels: Tensor, tokens: Tensor) -> Tensor | None:
-        """(B,) losses without label smoothing, for policies that read probabilities from them."""
-        if self.label_smoother is None or not reads_probability(self.pruner.policy):
+        """(B,) plain cross-entropies, for policies that read probabilities from scores.
+
+        None if the losses are that already, or if the policy does not.
+        """
+        is_plain = self.label_smoother is None and not self._is_dft
+        if is_plain or not reads_probability(self.pruner.policy):
             return None
-        self._without_smoothing = True
+        self._plain = True
         try:
             losses, _ = self.per_token_losses(outputs, labels)
         finally:
-            self._without_smoothing = False
+            self._plain = False
         return losses.reshape(len(labels), -1).sum(1) / tokens
 
     def _find_division(

@@ -29,7 +29,7 @@ class PrunedDetectionTrainer(DetectionTrainer):
     """Ultralytics' detection trainer with a pruner.
 
         class Trainer(PrunedDetectionTrainer):
-            pruning = {"budget": 0.7}
+            pruning = {"prune_ratio": 0.5}
 
         YOLO("yolov8n.yaml").train(data="coco8.yaml", epochs=100, trainer=Trainer)
 
@@ -39,7 +39,8 @@ class PrunedDetectionTrainer(DetectionTrainer):
     that the trainer logs are the weighted ones.
 
     Attributes:
-        pruning: settings for `InfoBatch`, beside data set and number of epochs.
+        pruning: settings for `InfoBatch`, beside data set and number of epochs; with "policy"
+            among them, for `DataPruner`.
         pruner: the run's pruner.
 
     Raises:
@@ -81,7 +82,8 @@ class PrunedDetectionTrainer(DetectionTrainer):
         if mode != "train":
             return loader
         if not hasattr(self, "pruner"):
-            self.pruner = InfoBatch(loader.dataset, self.epochs, **self.pruning)
+            build = DataPruner if "policy" in self.pruning else InfoBatch
+            self.pruner = build(loader.dataset, self.epochs, **self.pruning)
         return _TrainLoader(loader, self.pruner)
 
     def _setup_train(self) -> None:

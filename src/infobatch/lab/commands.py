@@ -14,7 +14,7 @@ from rich.console import Console
 
 from infobatch.lab import display, ranks, report, summary
 from infobatch.lab.arm import Arm
-from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, families
+from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, expand, families
 from infobatch.lab.compare import compare as run_comparison
 from infobatch.lab.compare import planned_runs
 from infobatch.lab.data import TaskData
@@ -159,7 +159,7 @@ def compare(
         )
         costs = _costs(cost)
         chosen_arms = choose_arms(names, costs=costs)
-        if not costs and len(chosen_arms) > len(set(names)) and COST not in names:
+        if COST in [arm.name for arm in chosen_arms] and COST not in expand(names):
             console.print(f"The arm {COST} runs too: arms without --cost spend what it has spent.")
         given = {
             "model": model,

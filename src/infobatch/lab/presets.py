@@ -21,6 +21,7 @@ _STRESSED = [
     "infobatch-budget",
     "infobatch-groups",
     "infobatch-protected",
+    "proportional",
     "rs2",
     "ucb",
 ]

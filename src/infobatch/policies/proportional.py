@@ -132,8 +132,8 @@ class ProportionalSampling:
         weights[0] = 0.0
         prunable = bins[probabilities[:-1] < 1.0]
         threshold = bin_end(int(prunable[-1])) if len(prunable) else float("nan")  # bins rise
-        mass = (bounds if bounds.any() else np.ones_like(bounds)) * sizes[:-1]
-        left_out = float((1.0 - probabilities[:-1]) @ mass / mass.sum()) if len(mass) else 0.0
+        mass = _masses(bounds, sizes)
+        left_out = float((1.0 - probabilities) @ mass / mass.sum())
         return Selection(weights, level, threshold, mass_left_out=left_out)
 
     def min_keep(self, num_samples: int) -> int:
@@ -147,13 +147,21 @@ class ProportionalSampling:
         return np.append(np.maximum(claims, _SMALL), 1.0 / _SMALL)
 
 
+def _masses(bounds: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K + 1,) sums of bounds; those without a score, at the end, count as the others' mean."""
+    known = sizes[:-1]
+    mean = float(bounds @ known / known.sum()) if len(known) else 0.0
+    each = np.append(bounds, mean) if mean > 0.0 else np.ones(len(sizes))
+    return each * sizes
+
+
 def keep_probabilities(
-    bounds: NDArray[np.float64], sizes: NDArray[np.float64], keep: int, floor: float
+    claims: NDArray[np.float64], sizes: NDArray[np.float64], keep: int, floor: float
 ) -> NDArray[np.float64]:
-    """Keep probabilities clip(c * bound, floor, 1), with c such that `keep` are expected.
+    """Keep probabilities clip(c * claim, floor, 1), with c such that `keep` are expected.
 
     Args:
-        bounds: (K,) positive.
+        claims: (K,) positive.
         sizes: (K,) numbers of samples that have them.
         keep: at most their sum, at least floor times that.
         floor: in (0, 1].
@@ -161,16 +169,16 @@ def keep_probabilities(
     Returns:
         (K,) in (0, 1]; their sum over all samples is `keep`, but for rounding errors.
     """
-    low, high = floor / bounds.max(), 1.0 / bounds.min()
+    low, high = floor / claims.max(), 1.0 / claims.min()
     for _ in range(_BISECTIONS):
         c = math.sqrt(low * high)
         if c in (low, high):
             break
-        if float(np.clip(c * bounds, floor, 1.0) @ sizes) > keep:
+        if float(np.clip(c * claims, floor, 1.0) @ sizes) > keep:
             high = c
         else:
             low = c
-    probabilities: NDArray[np.float64] = np.clip(high * bounds, floor, 1.0)
+    probabilities: NDArray[np.float64] = np.clip(high * claims, floor, 1.0)
     return probabilities
 
 

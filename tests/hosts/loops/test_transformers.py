@@ -425,6 +425,18 @@ def test_a_budget_ranks_by_the_loss_without_label_smoothing(tmp_path, prune):
     torch.testing.assert_close(trainer.pruner.scores[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("prune", [{"budget": 0.7}, {"prune_ratio": 0.5}], ids=str)
+def test_a_budget_ranks_dynamic_fine_tuning_by_its_cross_entropies(tmp_path, prune):
+    """Its loss p * -log(p) is small for what is learned and for what is not."""
+    settings = {"loss_type": "dft", "learning_rate": 0.0}
+    trainer = train_sft(tmp_path, prune={"seed": 3, **prune}, **settings)
+    ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
+    losses = F.cross_entropy(trainer.model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+    if "budget" not in prune:
+        losses = losses * (-losses).exp()
+    torch.testing.assert_close(trainer.pruner.scores[0], losses.mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_evaluation_is_left_alone(tmp_path):
     trainer = InfoBatchTrainer(
         Digits(), arguments(tmp_path), train_dataset=Rows(), eval_dataset=Rows()

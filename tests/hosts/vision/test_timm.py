@@ -276,12 +276,42 @@ def test_a_budget_ranks_by_what_is_left_to_learn(criterion, target, learned, lik
             torch.testing.assert_close((-scores).exp(), sure.prod(1))
 
 
+@pytest.mark.parametrize("target", [CLASSES, SOFT_LABELS], ids=["classes", "mixed"])
+@pytest.mark.parametrize(
+    "criterion",
+    [LabelSmoothingCrossEntropy(0.1), SoftTargetCrossEntropy(), BinaryCrossEntropy(0.1)],
+    ids=lambda criterion: type(criterion).__name__,
+)
+def test_a_budget_works_within_cuda_autocast(criterion, target):
+    """Which refuses some functions; its rules are in builds of torch without CUDA too."""
+    if (target is CLASSES) == isinstance(criterion, SoftTargetCrossEntropy):
+        target = SOFT_LABELS
+    if isinstance(criterion, LabelSmoothingCrossEntropy):
+        target = CLASSES
+    key = torch._C.DispatchKey.AutocastCUDA
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    pruner = InfoBatch(3, 2, budget=0.6)
+    assert len(list(pruner.sampler)) == 3
+    loss_fn = PrunedLoss(criterion, pruner)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        with torch._C._IncludeDispatchKeyGuard(key):
+            with pytest.raises(RuntimeError, match="unsafe to autocast"):
+                F.binary_cross_entropy(torch.rand(3), torch.rand(3))
+            loss = loss_fn(torch.randn(3, 3), target)
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+    assert torch.isfinite(loss)
+    assert not torch.isnan(pruner.scores).any()
+
+
 @pytest.mark.parametrize(
     "criterion",
     [
         JsdCrossEntropy(num_splits=3),
         torch.nn.CrossEntropyLoss(weight=torch.rand(10)),
         torch.nn.CrossEntropyLoss(reduction="sum"),
+        torch.nn.CrossEntropyLoss(ignore_index=255),
         BinaryCrossEntropy(reduction="sum"),
     ],
     ids=str,

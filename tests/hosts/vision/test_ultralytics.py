@@ -25,6 +25,7 @@ from ultralytics.utils import DEFAULT_CFG
 from infobatch import InfoBatch
 from infobatch.errors import MisalignedUpdateError, StateError
 from infobatch.integrations.ultralytics import PrunedDetectionTrainer, _PrunedCriterion
+from infobatch.policies import BudgetThreshold
 
 EPOCHS, BATCH, IMAGES = 6, 4, 24  # 6 batches in a full epoch
 
@@ -461,6 +462,16 @@ def test_resume_goes_on_where_the_run_broke(squares, tmp_path):
     assert plans["resumed"][3] == plans["broken"][3]  # the scores were those of the broken run
     # Within the warm-up, which goes over into epoch 4.
     assert notes["rates"] == [rate for rate in whole_notes["rates"] if rate[0] >= 3]
+
+
+class WithPolicy(PrunedDetectionTrainer):
+    pruning: ClassVar = {"policy": BudgetThreshold(), "budget": 0.7}
+
+
+def test_another_policy(squares, tmp_path):
+    pruner = train(squares, tmp_path, WithPolicy).pruner
+    assert isinstance(pruner.policy, BudgetThreshold)
+    assert pruner.saved_fraction == pytest.approx(0.3, abs=1e-2)
 
 
 def restored(state):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ COST = "infobatch"
 """The arm whose realised cost the others spend where no cost is given."""
 FEWER_EPOCHS = "fewer-epochs"
 """The line to beat."""
-DEFAULT = (REFERENCE, FEWER_EPOCHS, COST, "infobatch-quantile", "random")
+DEFAULT = (REFERENCE, FEWER_EPOCHS, COST, "infobatch-quantile", "proportional", "random")
 """What a comparison runs if nothing else is asked for."""
 
 
@@ -39,6 +38,12 @@ def base_name(name: str) -> str:
     return name.partition("+")[0]
 
 
+def expand(names: Sequence[str]) -> list[str]:
+    """The names with those of arms in place of families'."""
+    groups = families()
+    return [arm for name in names for arm in groups.get(name, [name])]
+
+
 def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Arm]:
     """The named arms in running order, and the `infobatch` arm if others need its cost.
 
@@ -52,7 +57,7 @@ def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Ar
     """
     arms, groups = all_arms(), families()
     chosen: dict[str, Arm] = {}
-    for name in itertools.chain.from_iterable(groups.get(name, [name]) for name in names):
+    for name in expand(names):
         base, *words = name.split("+")
         if base not in arms:
             raise LabError(
