@@ -57,6 +57,7 @@ README_ARMS = (
     "infobatch-quantile",
     "infobatch-budget",
     "proportional",
+    "orderdp",
 )
 IN_README = ("digits", "cifar100-budget", "cifar10-budget")
 WORDS = ("arm", "verdict")
