@@ -114,7 +114,7 @@ def test_rows_are_means_over_seeds_and_differences_are_paired(comparison):
             assert row.difference.mean == pytest.approx(
                 sum(mine[seed].metric - full[seed].metric for seed in mine) / 2
             )
-    assert set(part.controls) == {"fewer-epochs", "random"}
+    assert set(part.controls) == {"fewer-epochs", "proportional", "random"}
 
 
 def test_only_seeds_that_both_have_are_paired(comparison):
