@@ -87,8 +87,9 @@ def heading(comparison: Comparison) -> str:
     stress += [f"classes {settings.imbalance:g}:1"] if settings.imbalance > 1 else []
     stress += ["strong augmentation"] if settings.augmentation == "strong" else []
     ratio = [f"prune ratio {settings.prune_ratio:g}"] if settings.prune_ratio != 0.5 else []
+    width = [f"width {settings.width}"] if settings.width is not None else []
     model = [settings.model, *([settings.optimizer] if settings.optimizer != "sgd" else [])]
-    parts = [settings.task, *model, f"{settings.epochs} epochs", *ratio, *options, *stress]
+    parts = [settings.task, *model, *width, f"{settings.epochs} epochs", *ratio, *options, *stress]
     return f"{', '.join(parts)}, {len(comparison.seeds)} seeds"
 
 

@@ -315,12 +315,30 @@ CHECKS = {
 }
 
 
+def prose_of(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    anchors: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", prose_of(page), flags=re.MULTILINE):
+        words = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        anchors.append(f"{words}-{anchors.count(words)}" if words in anchors else words)
+    return set(anchors)
+
+
 def broken_links(page: Path) -> list[str]:
-    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    matches = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)|<img[^>]+src=\"([^\"]+)\"", prose)
-    targets = [link or image for link, image in matches]
-    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
-    return [target for target in local if not (page.parent / target).exists()]
+    matches = re.findall(r"\]\(([^)\s]+)\)|<img[^>]+src=\"([^\"]+)\"", prose_of(page))
+    broken = []
+    for target in (link or image for link, image in matches):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if re.match(r"[a-z]+:", target):
+            continue
+        if not file.exists() or (anchor and anchor not in anchors_of(file)):
+            broken.append(target)
+    return broken
 
 
 def run(command: list[str], folder: Path, place: str) -> str:
@@ -373,7 +391,7 @@ def test_the_diffs_of_the_page_are_python(page):
 
 
 @on_every_page
-def test_the_links_of_the_page_lead_to_files_that_exist(page):
+def test_the_links_of_the_page_lead_to_what_exists(page):
     assert broken_links(page) == []
 
 
@@ -490,5 +508,9 @@ def test_a_wrong_example_in_a_docstring_fails():
 
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path):
-    text = '[a](page.md) [b](missing.md#part) [c](https://example.org) <img src="missing.png">'
-    assert broken_links(page_with(tmp_path, text)) == ["missing.md", "missing.png"]
+    text = (
+        "# One: a `heading`, here\n[a](page.md) [b](missing.md#part) [c](https://example.org/#d) "
+        '<img src="missing.png"> [d](#one-a-heading-here) [e](page.md#two) [f](page.md#one)'
+    )
+    broken = ["missing.md#part", "missing.png", "page.md#two", "page.md#one"]
+    assert broken_links(page_with(tmp_path, text)) == broken
