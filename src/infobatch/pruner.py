@@ -1023,16 +1023,16 @@ class InfoBatch(DataPruner):
         delta: pruning ends after this fraction of the epochs, in [0, 1].
         quantiles: instead of the mean threshold, (upper quantile, keep ratio) pairs of score
             ranges; `infobatch.policies.PAPER_QUANTILES` is what the paper's 40% results used.
-        budget: instead of a prune ratio, what the run may cost: 0.6 is 60% of the sample passes
-            of the full run, warm-up and annealing included. It is met exactly. With a budget the
-            policy is not the paper's but one that has been better at equal cost
-            (`infobatch.policies.ProportionalSampling`): what is learned is left out, and nothing
-            is scaled up, which is biased towards what is not learned yet. Where the model is sure
-            of no sample it leaves out a random part, which is full data for fewer epochs, and says
-            so in a warning. Its scores are cross-entropies: with label smoothing pass
-            `update(losses, scores=...)` those without. The paper's own rule under a budget is
-            `DataPruner(dataset, num_epochs, BudgetThreshold(), budget=...)`. With `quantiles`,
-            their prune ratios are scaled alike.
+        budget: instead of a prune ratio, what the run may cost: 0.6 is 60% of the sample passes of
+            the full run, warm-up and annealing included. It is met exactly. With a budget the
+            policy is not the paper's but one that has been as good at equal cost or better
+            (`infobatch.policies.ProportionalSampling`): what is learned is left out, and nothing is
+            scaled up, which is biased towards what is not learned yet. Where the model is sure of
+            no sample it leaves out a random part, which is full data for fewer epochs, and says so
+            in a warning. Its scores are cross-entropies: with label smoothing pass `update(losses,
+            scores=...)` those without. The paper's own rule under a budget is `DataPruner(dataset,
+            num_epochs, BudgetThreshold(), budget=...)`. With `quantiles`, their prune ratios are
+            scaled alike.
         ratio_schedule, groups, seed, sampler, warmup_epochs, score_ema, process_group, rank,
             world_size, sharded: see `DataPruner`.
 
