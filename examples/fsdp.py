@@ -6,8 +6,6 @@ Start it again, with 1 or 3 processes if you like: it goes on where it stood.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -87,5 +85,3 @@ if dist.get_rank() == 0:
     loss = f", loss {pruner.history[-1].mean_loss:.6f}" if pruner.history else ""
     print(f"epoch {pruner.epoch} of {args.epochs}{loss}; {pruner.summary()}")
 dist.destroy_process_group()
-sys.stdout.flush()
-os._exit(0)  # DTensor's caches keep gloo's threads alive, which at a normal exit may abort

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import weakref
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,8 +69,10 @@ class Ranks:
             size = check_int("world_size", world_size, at_least=1)
             self._given = World(check_int("rank", rank, at_least=0, at_most=size - 1), size)
         self._group = _as_group(process_group)
-        self._exchange_of: object = None  # the group that `_exchange` was made for
-        self._exchange: Any = None
+        # Weak, so that destroy_process_group() ends them: threads of a gloo group that is alive at
+        # the interpreter's end may abort the process.
+        self._exchange_of: weakref.ref[Any] | None = None  # what `_exchange` was made for
+        self._exchange: weakref.ref[Any] | None = None
 
     def world(self) -> World:
         """This process's place among the ranks, as things are now."""
@@ -128,15 +131,17 @@ class Ranks:
                 "before training, or pass process_group= (a Communicator of your own will do)"
             )
         base = dist.group.WORLD if self._group is None else self._group
-        if self._exchange is None or self._exchange_of is not base:
-            self._exchange = dist.new_group(
+        exchange = None if self._exchange is None else self._exchange()
+        made_for = None if self._exchange_of is None else self._exchange_of()
+        if exchange is None or made_for is not base:
+            exchange = dist.new_group(
                 dist.get_process_group_ranks(base),
                 backend="gloo",
                 timeout=_timeout_of(base),
                 use_local_synchronization=True,  # only members need to come
             )
-            self._exchange_of = base
-        return self._exchange
+            self._exchange, self._exchange_of = weakref.ref(exchange), weakref.ref(base)
+        return exchange
 
     def __getstate__(self) -> dict[str, Any]:
         if self._group is not None:
