@@ -321,11 +321,12 @@ def prose_of(page: Path) -> str:
 
 def anchors_of(page: Path) -> set[str]:
     """Of the headings, as GitHub makes them."""
-    anchors: list[str] = []
+    anchors, seen = set(), []
     for heading in re.findall(r"^#+ (.*)$", prose_of(page), flags=re.MULTILINE):
         words = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
-        anchors.append(f"{words}-{anchors.count(words)}" if words in anchors else words)
-    return set(anchors)
+        anchors.add(f"{words}-{seen.count(words)}" if words in seen else words)
+        seen.append(words)
+    return anchors
 
 
 def broken_links(page: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -71,8 +72,8 @@ class Ranks:
         self._group = _as_group(process_group)
         # Weak, so that destroy_process_group() ends them: threads of a gloo group that is alive at
         # the interpreter's end may abort the process.
-        self._exchange_of: weakref.ref[Any] | None = None  # what `_exchange` was made for
-        self._exchange: weakref.ref[Any] | None = None
+        self._exchange_of: Callable[[], Any] = _no_group  # what `_exchange` was made for
+        self._exchange: Callable[[], Any] = _no_group
 
     def world(self) -> World:
         """This process's place among the ranks, as things are now."""
@@ -131,9 +132,8 @@ class Ranks:
                 "before training, or pass process_group= (a Communicator of your own will do)"
             )
         base = dist.group.WORLD if self._group is None else self._group
-        exchange = None if self._exchange is None else self._exchange()
-        made_for = None if self._exchange_of is None else self._exchange_of()
-        if exchange is None or made_for is not base:
+        exchange = self._exchange()
+        if exchange is None or self._exchange_of() is not base:
             exchange = dist.new_group(
                 dist.get_process_group_ranks(base),
                 backend="gloo",
@@ -149,7 +149,11 @@ class Ranks:
                 "a pruner that was given process_group= cannot be pickled or copied, as process "
                 "groups cannot; save pruner.state_dict() and load it into a new one"
             )
-        return {**self.__dict__, "_exchange": None, "_exchange_of": None}
+        return {**self.__dict__, "_exchange": _no_group, "_exchange_of": _no_group}
+
+
+def _no_group() -> None:
+    """Stands where a weak reference to a group will be."""
 
 
 def _is_initialized() -> bool:

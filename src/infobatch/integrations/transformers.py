@@ -301,8 +301,8 @@ class InfoBatchMixin(_Base):
 
         None if the losses are that already, or if the policy does not.
         """
-        is_plain = self.label_smoother is None and not self._is_dft
-        if is_plain or not reads_probability(self.pruner.policy):
+        differ = self.label_smoother is not None or self._is_dft
+        if not (differ and reads_probability(self.pruner.policy)):
             return None
         self._plain = True
         try:

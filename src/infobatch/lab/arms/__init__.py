@@ -55,14 +55,14 @@ def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Ar
     Raises:
         LabError: a name is unknown, or an arm has no such setting.
     """
-    arms, groups = all_arms(), families()
+    arms = all_arms()
     chosen: dict[str, Arm] = {}
     for name in expand(names):
         base, *words = name.split("+")
         if base not in arms:
             raise LabError(
                 f"unknown arm {name!r}; choose from: {', '.join(arms)}; or one of the families "
-                f"{', '.join(groups)}"
+                f"{', '.join(families())}"
             )
         chosen[name] = arms[base].with_settings(words) if words else arms[base]
     if not costs and any(arm.cost == "told" for arm in chosen.values()):
