@@ -76,10 +76,11 @@ for _ in range(pruner.epoch, args.epochs):
         optimizer.step()
         step += 1
         if step == args.stop_at:
+            save()  # inside the loop, so that the run will go on within the epoch
             break
-    save()
     if step == args.stop_at:
         break
+    save()
 
 if dist.get_rank() == 0:
     loss = f", loss {pruner.history[-1].mean_loss:.6f}" if pruner.history else ""

@@ -45,6 +45,7 @@ def train_on_worker(config: dict) -> None:
     schedule = ProgressScheduler(schedule, pruner)
     # Our sampler is a DistributedSampler, which Ray keeps: add_dist_sampler makes no difference.
     model, prepared = prepare_model(model), prepare_data_loader(loader)
+    pruner.sampler.batches_ahead = 1  # Ray's loader fetches the next batch before it gives one out
     assert prepared.sampler is pruner.sampler
 
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "pruner": pruner}

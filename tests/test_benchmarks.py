@@ -71,3 +71,15 @@ def test_the_page_is_what_the_committed_results_say(tmp_path):
     assert list((BENCHMARKS / "results").glob("*.json"))
     written = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert page(BENCHMARKS / "results", tmp_path / "page.md") == written
+
+
+def test_the_tables_of_short_runs_in_the_research_log_are_what_the_committed_results_say():
+    script = BENCHMARKS / "research" / "short_runs.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "table"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    tables = done.stdout.strip().split("\n\n")
+    assert len(tables) == 2
+    log = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
+    assert [table for table in tables if table not in log] == []

@@ -48,3 +48,14 @@ def test_every_module_and_example_of_a_host_has_its_section_in_the_guide():
     pages += "".join(path.read_text() for path in (ROOT / "docs" / "tasks").glob("*.md"))
     for example in (ROOT / "examples").glob("*.py"):
         assert example.name in pages
+
+
+def test_every_line_of_what_is_caught_when_names_a_test_that_exists():
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    section = page.split("\n## Whose losses these are")[1].split("\n## ")[0]
+    files = ("delivery", "alignment", "host_hooks", "validation")
+    tests = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in files)
+    caught = rows(section)
+    assert len(caught) > 20
+    for what, _, test in caught:
+        assert f"def {test.strip('`')}(" in tests, what

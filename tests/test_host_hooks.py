@@ -41,13 +41,13 @@ def test_batches_that_are_drawn_a_step_at_a_time():
     assert torch.equal(pruner.scores, torch.arange(N).float())
 
 
-def test_without_being_told_they_look_like_double_updates():
+def test_without_being_told_they_are_refused_at_the_first():
     pruner = InfoBatch(N, 3)
     loader = DataLoader(range(N), BATCH, sampler=pruner.sampler)
     batches = drawn_in_groups(pruner, loader, 3)
-    pruner.update(next(batches).float())
-    with pytest.raises(MisalignedUpdateError, match="too many"):
+    with pytest.raises(MisalignedUpdateError, match="has delivered 3 batches before the first"):
         pruner.update(next(batches).float())
+    assert pruner.scores.isnan().all()
 
 
 @pytest.mark.parametrize("mistake", ["double", "skipped"])
@@ -121,11 +121,20 @@ def test_a_second_sharding_and_skipped_batches_are_seen_before_the_first_batch()
         wrapped = wrapper(BatchSampler(pruner.sampler, BATCH, drop_last=False))
         with pytest.raises(MisalignedUpdateError, match=words):
             next(iter(DataLoader(range(N), batch_sampler=wrapped)))
+
+
+def test_a_batch_sampler_of_unknown_kind_is_refused_unless_the_pruner_notes_its_batches():
     pruner = InfoBatch(N, 3)
-    harmless = Resharded(BatchSampler(pruner.sampler, BATCH, drop_last=False), num_processes=1)
-    for batch in DataLoader(range(N), batch_sampler=harmless):
+    own = Resharded(BatchSampler(pruner.sampler, BATCH, drop_last=False), num_processes=1)
+    batches = iter(DataLoader(range(N), batch_sampler=own))
+    with pytest.raises(MisalignedUpdateError, match=r"Resharded.*pruner\.batches\(batch_sampler\)"):
+        pruner.update(next(batches).float())
+    assert pruner.scores.isnan().all()
+    del batches
+    for batch in DataLoader(range(N), batch_sampler=pruner.batches(own)):
         pruner.update(batch.float())
     assert pruner.epoch == 1
+    assert torch.equal(pruner.scores, torch.arange(N).float())
 
 
 def test_a_loader_like_the_given_one():

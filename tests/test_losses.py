@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
 from infobatch.errors import InfoBatchError, LossError
-from infobatch.losses import batch_mean, el2n, per_sample
+from infobatch.losses import batch_mean, class_weighted, el2n, mixed, per_sample
 
 NAN, INF = float("nan"), float("inf")
 SHAPES = [(4,), (4, 1), (1, 6), (4, 6), (3, 2, 5), (2, 3, 4, 5)]
@@ -237,6 +238,274 @@ def test_the_gradient_is_that_of_the_loss_times_the_batch_s_mean_weight():
         torch.testing.assert_close(found, plain * weights.mean())
         assert pruner.scores[samples].tolist() == [loss.float().item()] * len(samples)
     assert mixed > 0
+
+
+# ---------------------------------------------------------------- class_weighted
+
+CLASS_WEIGHTS = torch.tensor([0.2, 1.0, 5.0, 0.0], dtype=torch.float64)
+
+
+def batch_of(size, classes=4, dtype=torch.float64, seed=0):
+    """Logits that want a gradient, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, classes, dtype=dtype, generator=generator, requires_grad=True)
+    return logits, torch.randint(classes, (size,), generator=generator)
+
+
+@given(size=st.integers(1, 20), seed=st.integers(0, 100))
+def test_the_mean_of_class_weighted_losses_is_torch_s_weighted_mean_and_so_is_its_gradient(
+    size, seed
+):
+    logits, labels = batch_of(size, seed=seed)
+    labels[0] = 1  # not all of weight 0
+    expected = F.cross_entropy(logits, labels, weight=CLASS_WEIGHTS)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    found = class_weighted(losses, labels, CLASS_WEIGHTS).mean()
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, logits)
+    (torch_s,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient, torch_s)
+
+
+def test_class_weighted_losses_are_on_another_scale_than_torch_s_without_reduction():
+    logits, labels = batch_of(12)
+    unreduced = F.cross_entropy(logits, labels, weight=CLASS_WEIGHTS, reduction="none")
+    found = class_weighted(F.cross_entropy(logits, labels, reduction="none"), labels, CLASS_WEIGHTS)
+    torch.testing.assert_close(found, unreduced * (12 / CLASS_WEIGHTS[labels].sum()))
+    assert abs(found.mean() - unreduced.mean()) > 0.1
+
+
+def test_update_gives_the_weighted_mean_in_which_each_sample_has_both_its_weights():
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(4, (24,), generator=generator)
+    table = torch.rand(24, dtype=torch.float64, generator=generator)
+    pruner = InfoBatch(24, 3, prune_ratio=0.5, delta=1.0, seed=1)
+    loader = DataLoader(range(24), batch_size=6, sampler=pruner.sampler)
+    for epoch in range(2):
+        position, mixtures = 0, 0
+        for ids in loader:
+            c, w = CLASS_WEIGHTS[labels[ids]], pruner.plan.weights[position : position + len(ids)]
+            position, mixtures = position + len(ids), mixtures + len(set(w.tolist())) - 1
+            losses = class_weighted(table[ids], labels[ids], CLASS_WEIGHTS)
+            found = pruner.update(losses, scores=table[ids])
+            torch.testing.assert_close(found, (w * c * table[ids]).sum() / c.sum())
+        assert (mixtures > 0) == (epoch == 1)
+        trained = pruner.scores[~pruner.scores.isnan()]
+        assert set(trained.tolist()) <= set(table.float().tolist())  # ranked without the weights
+
+
+def test_the_scale_of_class_weights_does_not_matter():
+    losses, labels = torch.rand(9), torch.randint(4, (9,))
+    labels[0] = 2
+    torch.testing.assert_close(
+        class_weighted(losses, labels, 1000 * CLASS_WEIGHTS),
+        class_weighted(losses, labels, CLASS_WEIGHTS),
+    )
+
+
+@pytest.mark.parametrize("equal", [1.0, 0.25, 300.0])
+def test_with_equal_class_weights_nothing_changes(equal):
+    losses, labels = torch.rand(9), torch.randint(3, (9,))
+    torch.testing.assert_close(class_weighted(losses, labels, torch.full((3,), equal)), losses)
+
+
+def test_a_batch_of_classes_that_weigh_nothing_has_loss_zero_and_no_gradient():
+    losses = torch.rand(3, requires_grad=True)
+    found = class_weighted(losses, torch.tensor([3, 3, 3]), CLASS_WEIGHTS)
+    found.sum().backward()
+    assert found.tolist() == losses.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weights_dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_dtype_of_class_weighted_losses_stays_and_sums_do_not_overflow(dtype, weights_dtype):
+    labels = torch.arange(3000) % 2
+    losses = torch.full((3000,), 0.5, dtype=dtype, requires_grad=True)
+    found = class_weighted(losses, labels, torch.tensor([32.0, 96.0], dtype=weights_dtype))
+    assert found.dtype == dtype
+    assert found[:2].tolist() == [0.25, 0.75]
+    found.float().sum().backward()
+    assert losses.grad[:2].tolist() == [0.5, 1.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_labels_may_be_integers_of_any_width(dtype):
+    losses = torch.tensor([1.0, 1.0, 1.0])
+    found = class_weighted(losses, torch.tensor([0, 1, 1], dtype=dtype), torch.tensor([2.0, 1.0]))
+    assert found.tolist() == [1.5, 0.75, 0.75]
+
+
+def test_class_weighted_writes_to_none_of_its_arguments():
+    given_ = torch.rand(3), torch.tensor([0, 1, 2]), CLASS_WEIGHTS.clone()
+    kept = [each.clone() for each in given_]
+    class_weighted(*given_)
+    assert all(torch.equal(a, b) for a, b in zip(given_, kept, strict=True))
+
+
+@pytest.mark.parametrize("label", [-100, -1, 4, 255])
+def test_a_label_that_is_no_class_is_refused_and_named(label):
+    labels = torch.tensor([0, label, 3])
+    with pytest.raises(LossError, match=rf"0 to 3, .* got \[{label}\]; leave samples without a c"):
+        class_weighted(torch.rand(3), labels, CLASS_WEIGHTS)
+
+
+@pytest.mark.parametrize("weight", [-0.5, NAN, INF])
+def test_a_class_weight_that_is_none_is_refused(weight):
+    with pytest.raises(LossError, match=rf"finite and not negative, got \[{weight}\]"):
+        class_weighted(torch.rand(2), torch.tensor([0, 1]), torch.tensor([1.0, weight]))
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels", "weights", "message"),
+    [
+        (torch.tensor(1.0), torch.tensor(0), torch.ones(2), "needs losses of shape.*reduction="),
+        (torch.ones(3, 2), torch.zeros(3).long(), torch.ones(2), "reduce maps .* with per_sample"),
+        (torch.ones(3).long(), torch.zeros(3).long(), torch.ones(2), "one float per sample"),
+        (torch.ones(3), torch.zeros(2).long(), torch.ones(2), r"of shape \(3,\), got .*\(2,\)"),
+        (torch.ones(3), torch.zeros(3), torch.ones(2), "torch's mean divides by the batch size"),
+        (torch.ones(3), torch.zeros(3, 2), torch.ones(2), "targets that are probabilities"),
+        (torch.ones(3), torch.zeros(3).bool(), torch.ones(2), "integers .* got torch.bool"),
+        (torch.ones(3), torch.zeros(3).long(), torch.ones(3, 2), "one float per class"),
+        (torch.ones(3), torch.zeros(3).long(), torch.tensor([1, 2]), "one float per class"),
+    ],
+)
+def test_class_weighted_refuses_what_does_not_fit_with_the_remedy(losses, labels, weights, message):
+    with pytest.raises(LossError, match=message):
+        class_weighted(losses, labels, weights)
+
+
+# ---------------------------------------------------------------- mixed
+
+
+def mixture(size=8, dtype=torch.float64, seed=0):
+    """Losses of mixed inputs against both their labels, and what was mixed into each."""
+    generator = torch.Generator().manual_seed(seed)
+    own, partner = torch.rand(2, size, dtype=torch.float64, generator=generator).to(dtype)
+    return own, partner, torch.randperm(size, generator=generator)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one lam", "a lam each"])
+@given(size=st.integers(1, 20), seed=st.integers(0, 100))
+def test_every_part_is_credited_to_the_sample_of_its_label(each, size, seed):
+    own, partner, permutation = mixture(size, seed=seed)
+    lam = torch.rand(size, dtype=torch.float64) if each else 0.3
+    shares = lam.tolist() if each else [lam] * size
+    expected = [share * loss for share, loss in zip(shares, own.tolist(), strict=True)]
+    for row, sample in enumerate(permutation.tolist()):
+        expected[sample] += (1 - shares[row]) * partner[row].item()
+    found = mixed(own, partner, permutation, lam)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    usual = lam * own + (1 - lam) * partner
+    torch.testing.assert_close(found.sum(), usual.sum())
+
+
+def test_every_part_of_a_mixture_is_weighted_by_its_owner():
+    table = torch.rand(2, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    pruner = InfoBatch(24, 3, prune_ratio=0.5, delta=1.0, seed=1)
+    loader = DataLoader(range(24), batch_size=6, sampler=pruner.sampler)
+    for epoch in range(2):
+        position, unlike = 0, 0
+        for ids in loader:
+            weights = pruner.plan.weights[position : position + len(ids)]
+            position += len(ids)
+            permutation = torch.randperm(len(ids))
+            own, partner = table[0][ids], table[1][ids[permutation]]
+            found = pruner.update(mixed(own, partner, permutation, 0.7), reduction="sum")
+            by_owner = 0.7 * weights * own + 0.3 * weights[permutation] * partner
+            torch.testing.assert_close(found, by_owner.sum())
+            by_place = weights * (0.7 * own + 0.3 * partner)
+            unlike += abs(float(by_place.sum() - found)) > 0.01
+            expected = (0.7 * table[0] + 0.3 * table[1])[ids]
+            torch.testing.assert_close(pruner.scores[ids], expected.float())
+        assert (unlike > 0) == (epoch == 1)
+
+
+def test_the_gradients_of_a_mixture_are_exact():
+    own, partner, permutation = mixture()
+    own.requires_grad_()
+    partner.requires_grad_()
+    for lam in (0.3, torch.rand(8, dtype=torch.float64)):
+        assert torch.autograd.gradcheck(
+            lambda a, b, lam=lam: mixed(a, b, permutation, lam), (own, partner)
+        )
+
+
+@pytest.mark.parametrize(("lam", "whose"), [(1.0, 0), (0.0, 1), (1, 0), (torch.ones(8), 0)])
+def test_at_the_ends_of_lam_there_is_one_sample_in_each_input(lam, whose):
+    own, partner, permutation = mixture()
+    found = mixed(own, partner, permutation, lam)
+    if whose == 0:
+        assert torch.equal(found, own)
+    else:
+        assert torch.equal(found[permutation], partner)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "lam", [0.25, torch.tensor(0.25), torch.full((8,), 0.25), np.float64(0.25), np.float32(0.25)]
+)
+def test_the_dtype_of_a_mixture_s_losses_stays_whatever_lam_is(dtype, lam):
+    own, partner, permutation = mixture(dtype=dtype)
+    found = mixed(own.requires_grad_(), partner, permutation, lam)
+    assert found.dtype == dtype
+    expected = mixed(own.double(), partner.double(), permutation, 0.25)
+    torch.testing.assert_close(found, expected.to(dtype))
+    found.sum().backward()
+    assert own.grad.tolist() == [0.25] * 8
+
+
+def test_a_batch_that_is_mixed_with_its_reverse():
+    own, partner = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
+    found = mixed(own, partner, torch.arange(3).flip(0), 0.5)
+    assert found.tolist() == [15.5, 11.0, 6.5]
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ([0, 1, 1], "each of 0 to 2 once"),
+        ([1, 2, 3], "each of 0 to 2 once"),
+        ([-1, 0, 1], "each of 0 to 2 once"),
+        ([0, 1], r"integers of shape \(3,\), got torch.int64 of shape \(2,\)"),
+        ([0.0, 1.0, 2.0], r"got torch.float32.*torch.randperm"),
+        ([True, False, True], "got torch.bool"),
+    ],
+)
+def test_what_is_no_permutation_is_refused_with_the_remedy(order, message):
+    with pytest.raises(LossError, match=f"permutation must .*{message}"):
+        mixed(torch.rand(3), torch.rand(3), torch.tensor(order), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("own", "partner", "message"),
+    [
+        (torch.tensor(1.0), torch.tensor(1.0), 'mixed needs losses of shape.*reduction="none"'),
+        (torch.rand(3, 2), torch.rand(3, 2), "mixed needs losses of shape"),
+        (torch.ones(3).long(), torch.ones(3).long(), "one float per sample, got torch.int64"),
+        (torch.rand(3), torch.rand(2), r"partner must be like own, .*\(3,\), got .*\(2,\)"),
+        (torch.rand(3), torch.rand(3).double(), r"like own.*labels\[permutation\]"),
+    ],
+)
+def test_a_mixture_of_what_are_no_losses_is_refused_with_the_remedy(own, partner, message):
+    with pytest.raises(LossError, match=message):
+        mixed(own, partner, torch.arange(3), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("lam", "error", "message"),
+    [
+        (1.5, ValueError, r"lam must be in \[0, 1\].* got 1.5"),
+        (NAN, ValueError, r"lam must be in \[0, 1\]"),
+        ("0.5", TypeError, "lam must be a number"),
+        (torch.tensor([0.0, 0.5, 1.25]), ValueError, r"lam must be in \[0, 1\], got 0 to 1.25"),
+        (torch.tensor([0.0, NAN, 1.0]), ValueError, r"lam must be in \[0, 1\]"),
+        (torch.rand(2), ValueError, r"one number, or floats of shape \(3,\), got .*\(2,\)"),
+        (torch.tensor([0, 1, 1]), ValueError, "floats of shape .* got torch.int64"),
+    ],
+)
+def test_a_lam_that_is_none_is_refused(lam, error, message):
+    with pytest.raises(error, match=message):
+        mixed(torch.rand(3), torch.rand(3), torch.arange(3), lam)
 
 
 # ---------------------------------------------------------------- errors

@@ -12,16 +12,21 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from infobatch import DataPruner, InfoBatch
+from infobatch.errors import NothingPrunedWarning
 from infobatch.policies import PAPER_QUANTILES, FullData, MeanThreshold, RandomSubset
 
 N, B, EPOCHS = 150, 16, 3
 
+
+def all_warmup(**options):
+    with pytest.warns(NothingPrunedWarning, match="nothing will be pruned"):
+        return InfoBatch(N, EPOCHS, 0.9, delta=1.0, warmup_epochs=EPOCHS, **options)
+
+
 PRUNING_OFF = {
     "prune_ratio=0": lambda **options: InfoBatch(N, EPOCHS, 0.0, **options),
     "delta=0": lambda **options: InfoBatch(N, EPOCHS, 0.9, delta=0.0, **options),
-    "warm-up to the end": lambda **options: InfoBatch(
-        N, EPOCHS, 0.9, delta=1.0, warmup_epochs=EPOCHS, **options
-    ),
+    "warm-up to the end": all_warmup,
     "FullData": lambda **options: DataPruner(N, EPOCHS, FullData(), delta=1.0, **options),
     "MeanThreshold(0)": lambda **options: DataPruner(
         N, EPOCHS, MeanThreshold(0.0), delta=1.0, **options

@@ -20,7 +20,7 @@ def run_epoch(pruner, loss=lambda indices: indices / 10.0, batch_size=10):
 
 
 def test_what_was_left_out_gets_fresh_scores_and_the_next_plan_uses_them():
-    pruner = InfoBatch(N, 10)
+    pruner = InfoBatch(N, 10, batch_size=5)
     run_epoch(pruner)
     left_out = pruner.plan.pruned
     assert len(left_out) == 15

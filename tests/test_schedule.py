@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     CosineAnnealingLR,
+    ExponentialLR,
     LambdaLR,
     LinearLR,
     MultiStepLR,
@@ -46,6 +48,20 @@ def test_the_usual_settings_in_plain_numbers():
     assert pruned_epochs(30, 0.1, 0) == range(3)  # as floats 0.1 * 30 is above 3
     assert list(pruned_epochs(10, 0.0, 0)) == []
     assert pruned_epochs(10, 1.0, 0) == range(10)
+
+
+def test_a_run_of_2_to_7_epochs_is_pruned_to_its_end_by_default():
+    assert [list(pruned_epochs(epochs, 0.875, 1)) for epochs in (1, 2, 3)] == [[], [1], [1, 2]]
+    for epochs in range(2, 8):
+        assert pruned_epochs(epochs, 0.875, 1) == range(1, epochs)
+    for epochs in range(8, 300):
+        assert pruned_epochs(epochs, 0.875, 1).stop < epochs
+
+
+@pytest.mark.parametrize("num_epochs", range(2, 60))
+def test_the_last_epoch_alone_can_be_annealed(num_epochs):
+    delta = (num_epochs - 1) / num_epochs
+    assert pruned_epochs(num_epochs, delta, 1) == range(1, num_epochs - 1)
 
 
 @given(
@@ -87,6 +103,12 @@ SCHEDULERS = {
         ],
         milestones=[total // 10],
     ),
+    "ChainedScheduler": lambda optimizer, total: ChainedScheduler(
+        [
+            LinearLR(optimizer, start_factor=0.1, total_iters=total // 10),
+            ChainedScheduler([ExponentialLR(optimizer, gamma=0.97)]),
+        ]
+    ),
     "MultiStepLR": lambda optimizer, total: MultiStepLR(optimizer, [total // 2, 3 * total // 4]),
 }
 every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -125,8 +147,9 @@ class Run:
         self.rates, self.progress = [], []
 
     def epoch(self, batches=None):
-        """Train one epoch, or its first `batches` batches."""
-        for number, samples in enumerate(self.loader, start=1):
+        """Train one epoch, or its first `batches` batches, and stay within it."""
+        self.iterator = iter(self.loader)
+        for number, samples in enumerate(self.iterator, start=1):
             losses = self.table[samples] + 0.0 * self.parameter
             self.pruner.update(losses).backward()
             if number % self.accumulate == 0 or number == len(self.loader):
@@ -178,6 +201,24 @@ def test_with_pruning_off_every_step_is_one_step_at_any_batch_size(batch_size, n
 
 
 @every_scheduler
+@pytest.mark.parametrize("taken", [1, 20])
+def test_steps_that_a_scheduler_has_taken_before_are_not_taken_again(scheduler, taken):
+    class Progress:
+        progress = 0.0
+
+    optimizer, progress = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0), Progress()
+    inner, plain = SCHEDULERS[scheduler](optimizer, TOTAL), plain_rates(SCHEDULERS[scheduler])
+    optimizer.step()
+    for _ in range(taken):
+        inner.step()
+    adapter = ProgressScheduler(inner, progress, total_steps=TOTAL)
+    for step in range(TOTAL):
+        progress.progress = step / TOTAL
+        adapter.step()
+        assert adapter.get_last_lr() == [plain[max(step, taken)]]
+
+
+@every_scheduler
 def test_with_pruning_on_the_run_ends_exactly_at_the_rate_of_a_full_run_s_last_step(scheduler):
     run = Run(SCHEDULERS[scheduler], prune_ratio=0.5)
     rates, plain = run.all_epochs(), plain_rates(SCHEDULERS[scheduler])
@@ -207,6 +248,7 @@ def test_with_pruning_on_each_step_has_the_rate_that_its_progress_calls_for(sche
     seed=st.integers(0, 100),
     drop_last=st.booleans(),
 )
+@pytest.mark.filterwarnings("ignore::infobatch.errors.NothingPrunedWarning")
 def test_the_schedule_never_goes_back_never_overshoots_and_ends_at_its_end(
     prune_ratio, delta, batch_size, num_epochs, seed, drop_last
 ):
@@ -265,6 +307,7 @@ def test_leaving_epochs_early_does_not_make_the_schedule_go_back():
     run = Run(prune_ratio=0.5)
     for _ in range(EPOCHS):
         run.epoch(batches=2)
+        run.iterator = None
     assert run.rates == sorted(run.rates)
     assert run.rates[-1] >= TOTAL - 6  # the last epoch began in its place
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from tests.distributed.support import results_of
+from tests.distributed.support import in_threads, results_of
 from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -178,6 +178,24 @@ def one_joining_rank(rank):
                 pruner.update(losses, indices=ids).backward()
         pruner.end_epoch()
     return pruner.scores, pruner.history
+
+
+def test_a_rank_with_nothing_to_read_takes_part_all_the_same():
+    def train(group):
+        pruner = InfoBatch(40, 4, process_group=group)
+        keeps = pruner.stream_filter()
+        for _ in range(4):
+            read = range(40) if group.rank == 1 else ()
+            ids = torch.tensor([number for number in read if keeps(number)], dtype=torch.long)
+            for part in ids.split(8) if len(ids) else ():
+                pruner.update(part.float(), indices=part)
+            pruner.end_epoch()
+        return pruner.scores, repr(pruner.history), pruner.epoch
+
+    empty, full, other = in_threads(3, train)
+    assert torch.equal(full[0], torch.arange(40.0))
+    assert full[1:] == empty[1:] == other[1:]
+    assert torch.equal(empty[0], full[0])
 
 
 def test_join_takes_streams_of_unlike_length():

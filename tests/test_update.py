@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import InfoBatchError, LossError, NonFiniteLossWarning
@@ -300,7 +300,7 @@ def test_the_score_of_a_sample_is_its_last_loss(dtype):
 
 
 def test_scores_rank_the_samples_and_losses_train_the_model():
-    pruner = InfoBatch(N, 10)
+    pruner = InfoBatch(N, 10, batch_size=1)
     scores, losses = torch.linspace(0, 1, N), torch.linspace(5, 4, N)
     for ids in batches(pruner):
         assert torch.equal(pruner.update(losses[ids], scores=scores[ids]), losses[ids].mean())
@@ -382,7 +382,7 @@ BAD = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_samples_of_non_finite_loss_are_counted_kept_and_leave_the_threshold_alone(bad):
     losses = torch.linspace(0, 1, N)
     losses[[3, 50]] = bad
-    pruner = InfoBatch(N, 10)
+    pruner = InfoBatch(N, 10, batch_size=1)
     with pytest.warns(NonFiniteLossWarning, match=f"epoch 0: 2 of {N} samples") as warned:
         train(pruner, losses)
     assert len(warned) == 1, "one warning an epoch"
@@ -508,7 +508,7 @@ def test_progress_grows_with_every_step_and_ends_at_one():
 
 @pytest.mark.parametrize("rescale", [True, False])
 def test_any_policys_weights_are_applied(rescale):
-    pruner = DataPruner(N, 4, RandomSubset(0.25, rescale=rescale))
+    pruner = DataPruner(N, 4, RandomSubset(0.25, rescale=rescale), batch_size=1)
     train(pruner, torch.rand(N))
     for ids in batches(pruner):
         losses = torch.rand(len(ids))
@@ -522,3 +522,31 @@ def test_without_pruning_the_result_is_the_plain_mean():
     for ids in batches(pruner):
         losses = torch.rand(len(ids), requires_grad=True)
         assert torch.equal(pruner.update(losses), losses.mean())
+
+
+def test_a_transform_of_torch_func_is_refused_and_the_way_out_works():
+    """What is computed inside it cannot be kept for later."""
+    pruner = InfoBatch(64, 3)
+    parameters = torch.rand(64)
+    loader = DataLoader(range(64), 8, sampler=pruner.sampler)
+    for ids in loader:
+        with pytest.raises(LossError, match=r"torch\.func transform.*pruner\.coming_weights"):
+            torch.func.grad(lambda p, ids=ids: pruner.update(p[ids] ** 2))(parameters)
+        weights = pruner.coming_weights(len(ids))
+
+        def loss_of(p, ids=ids, weights=weights):
+            losses = p[ids] ** 2
+            return (weights * losses).mean(), losses
+
+        gradient, losses = torch.func.grad(loss_of, has_aux=True)(parameters)
+        pruner.update(losses)
+        assert int(gradient.count_nonzero()) == 8
+    assert torch.equal(pruner.scores, parameters**2)
+
+
+def test_an_update_under_inference_mode_does_not_spoil_those_after_it():
+    pruner = InfoBatch(4096, 3)
+    for number, ids in enumerate(DataLoader(range(4096), 16, sampler=pruner.sampler)):
+        with torch.inference_mode(number == 0):
+            pruner.update(ids.float())
+    assert torch.equal(pruner.scores, torch.arange(4096.0))

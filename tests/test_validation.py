@@ -1,12 +1,18 @@
 """Every constructor argument is checked at once, and the error names it, the rule and what came."""
 
+import collections
+import copy
+import warnings
+from pathlib import PurePosixPath
+
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
-from infobatch import DataPruner, InfoBatch
-from infobatch.policies import MeanThreshold
+from infobatch import BatchPruner, DataPruner, InfoBatch
+from infobatch.errors import NothingPrunedWarning, SamplerError
+from infobatch.policies import MeanThreshold, ProportionalSampling, SelectiveBackprop
 from infobatch.validation import check_fraction, check_int
 
 NAN, INF = float("nan"), float("inf")
@@ -62,6 +68,11 @@ SHARED = [  # (argument, bad value, error): of both classes
     ("score_ema", NAN, ValueError),
     ("score_ema", "0.9", TypeError),
     ("score_ema", None, TypeError),
+    ("batch_size", 0, ValueError),
+    ("batch_size", -1, ValueError),
+    ("batch_size", 8.0, TypeError),
+    ("batch_size", "8", TypeError),
+    ("batch_size", True, TypeError),
 ]
 OF_INFOBATCH = [
     ("prune_ratio", -0.1, ValueError),
@@ -69,7 +80,6 @@ OF_INFOBATCH = [
     ("prune_ratio", 50, ValueError),
     ("prune_ratio", NAN, ValueError),
     ("prune_ratio", "0.5", TypeError),
-    ("prune_ratio", None, TypeError),
     ("quantiles", (), ValueError),
     ("quantiles", 0.5, ValueError),
     ("quantiles", (0.2, 0.25), ValueError),
@@ -78,7 +88,6 @@ OF_INFOBATCH = [
     ("quantiles", {0.2: 0.0}, ValueError),
 ]
 OF_DATA_PRUNER = [
-    ("policy", None, TypeError),
     ("policy", "mean", TypeError),
     ("policy", 0.5, TypeError),
     ("policy", MeanThreshold, TypeError),  # the class, not an object of it
@@ -108,6 +117,12 @@ def test_a_sampler_that_cannot_be_iterated_is_refused_and_named(build, value):
     refuses(build, "sampler", value, TypeError)
 
 
+@pytest.mark.parametrize("batches", [[[0, 1], [2, 3]], [torch.tensor([0, 1])], [(0,), (1,)]])
+def test_a_sampler_that_yields_batches_is_refused_with_the_remedy(batches):
+    with pytest.raises(SamplerError, match=r"one after the other.*batch_sampler=MyBatches\(pruner"):
+        _ = infobatch(sampler=batches).plan
+
+
 def test_what_came_is_in_the_message():
     for argument, value in [("num_epochs", -7), ("delta", 1.25), ("seed", -9), ("prune_ratio", 3)]:
         with pytest.raises(ValueError, match=f"{argument} must .*{value}"):
@@ -124,9 +139,63 @@ def test_a_data_set_without_a_length_is_told_why():
         infobatch(dataset=Stream())
 
 
+class Prefetcher:
+    """A loader that is none of torch's, as frameworks have them around one."""
+
+    def __init__(self, loader):
+        self.loader, self.dataset, self.sampler = loader, loader.dataset, loader.sampler
+
+    def __len__(self):
+        return len(self.loader)
+
+
+LOADER = DataLoader(TensorDataset(torch.zeros(640, 3)), batch_size=32)
+PAIR = (torch.zeros(640, 3), torch.zeros(640))
+SPLITS = {"train": range(640), "validation": range(64)}
+NOT_THE_DATA = [  # (what has a length, what to pass instead)
+    (LOADER, r"got DataLoader, which counts batches; pass loader\.dataset"),
+    (Prefetcher(LOADER), r"got Prefetcher, which counts batches; pass loader\.dataset"),
+    (SPLITS, r"dict of 'train', 'validation'; pass .* such as splits\[\"train\"\]"),
+    (collections.UserDict(a=1, b=2, c=3, d=4), "UserDict of 'a', 'b', 'c', ...; pass one of its v"),
+    ({}, "dict of nothing"),
+    ({0: "first", 1: "second"}, "dict of 0, 1; pass one of its values, or the number of samples"),
+    (PAIR, r"tuple of 2; .* pass TensorDataset\(x, y\), for samples list\(samples\)"),
+    (torch.zeros(640, 3).shape, "Size of 2"),
+    ("data/train", "got str 'data/train'; pass the data set that is read from there"),
+    (b"data/train", "got bytes b'data/train'"),
+    (PurePosixPath("data/train"), "got PurePosixPath 'data/train'; pass the data set"),
+]
+
+
+@pytest.mark.parametrize("build", [infobatch, data_pruner])
+@pytest.mark.parametrize(("given", "remedy"), NOT_THE_DATA)
+def test_what_has_a_length_and_is_not_the_data_set_is_refused_with_the_remedy(build, given, remedy):
+    with pytest.raises(TypeError, match=f"dataset must be the data set, whose length .*{remedy}"):
+        build(dataset=given)
+
+
+def test_a_batch_pruner_refuses_it_too():
+    with pytest.raises(TypeError, match="dataset must be the data set"):
+        BatchPruner(LOADER, SelectiveBackprop())
+
+
+class Episodes(Dataset):
+    """A data set that draws from another one, by a sampler of its own."""
+
+    dataset, sampler = range(100), BatchSampler(range(100), 5, drop_last=False)
+
+    def __len__(self):
+        return 20
+
+
+def test_a_data_set_that_has_a_data_set_and_a_sampler_inside_is_no_loader():
+    assert infobatch(dataset=Episodes()).num_samples == 20
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
+        ("dataset", torch.zeros(5, 2)),
         ("dataset", 1),
         ("dataset", [3, 4]),
         ("dataset", range(7)),
@@ -142,21 +211,80 @@ def test_a_data_set_without_a_length_is_told_why():
         ("seed", 2**63 - 1),
         ("seed", np.uint64(2**63 - 1)),
         ("warmup_epochs", 0),
-        ("warmup_epochs", 1000),
         ("score_ema", 0),
         ("score_ema", 0.999),
         ("prune_ratio", 0),
         ("prune_ratio", 0.999),
         ("prune_ratio", np.float64(0.5)),
+        ("prune_ratio", None),
         ("quantiles", None),
         ("quantiles", {0.5: 0.5}),
         ("sampler", [2, 0, 1]),
         ("sampler", None),
+        ("batch_size", 1),
+        ("batch_size", 1000),
+        ("batch_size", np.int64(4)),
+        ("batch_size", None),
     ],
 )
 def test_the_ends_of_every_range_are_good(argument, value):
     plan = infobatch(**{argument: value}).plan
     assert len(plan) == plan.total > 0
+
+
+def test_a_pruner_without_a_policy_needs_a_budget():
+    with pytest.raises(TypeError, match=r"MeanThreshold\(0\.5\), or budget="):
+        DataPruner(10, 5)
+    assert DataPruner(10, 5, budget=0.8).policy == ProportionalSampling()
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [
+        ({"warmup_epochs": 1000}, True),
+        ({"num_epochs": 2, "delta": 0.3}, True),
+        ({"warmup_epochs": 5, "delta": 1.0}, True),
+        ({"warmup_epochs": 4, "delta": 1.0}, False),
+        ({"prune_ratio": 0.0, "warmup_epochs": 1000}, False),  # asked for
+        ({"delta": 0.0}, False),
+        ({"num_epochs": 1}, False),
+    ],
+    ids=repr,
+)
+def test_settings_that_leave_no_epoch_to_prune_are_said_at_once(settings, warns):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        pruner = infobatch(**settings)
+    assert [warning.category for warning in seen] == [NothingPrunedWarning] * warns
+    assert all(warning.filename == __file__ for warning in seen)
+    assert len(pruner.plan) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_samples", 5),
+        ("num_epochs", 6),
+        ("policy", MeanThreshold(0.3)),
+        ("delta", 0.5),
+        ("seed", 1),
+        ("warmup_epochs", 0),
+        ("score_ema", 0.5),
+        ("budget", 0.5),
+        ("batch_size", 4),
+        ("sharded", True),
+        ("sampler", [0, 1]),
+    ],
+)
+def test_a_setting_cannot_be_changed_once_the_pruner_is_built(name, value):
+    pruner = infobatch()
+    before = getattr(pruner, name)
+    with pytest.raises(AttributeError, match=f"{name} is a setting of the run"):
+        setattr(pruner, name, value)
+    assert getattr(pruner, name) is before
+    assert copy.deepcopy(pruner).num_epochs == 5  # a copy is built as well
+    with pytest.raises(AttributeError, match="setting"):
+        copy.deepcopy(pruner).seed = 3
 
 
 def test_a_numpy_integer_is_a_length():

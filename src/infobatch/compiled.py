@@ -15,14 +15,16 @@ _R = TypeVar("_R")
 def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Keep a function out of compiled graphs: a compiled caller breaks its graph around it.
 
-    This is `torch.compiler.disable`, but applied at the first call: at import it would load the
-    compiler, which takes longer than all the rest. (Every torch optimizer loads it anyway.)
+    This is `torch.compiler.disable`, but only while something is being compiled: its own wrapper
+    costs as much as a tenth of a step, and to apply it loads the compiler.
     """
     disabled: Callable[_P, _R] | None = None
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         nonlocal disabled
+        if not torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         if disabled is None:
             disabled = torch.compiler.disable(function)
         return disabled(*args, **kwargs)

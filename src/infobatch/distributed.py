@@ -18,6 +18,11 @@ from infobatch.validation import check_int
 
 Bytes = NDArray[np.uint8]
 
+# The gloo group on which exchanges go, of each process group: one for all pruners, as each has
+# sockets and threads of its own. Weak at both ends, so that destroy_process_group() ends it:
+# threads of a gloo group that is alive at the interpreter's end may abort the process.
+_exchange_groups: weakref.WeakKeyDictionary[Any, Callable[[], Any]] = weakref.WeakKeyDictionary()
+
 
 @runtime_checkable
 class Communicator(Protocol):
@@ -70,10 +75,6 @@ class Ranks:
             size = check_int("world_size", world_size, at_least=1)
             self._given = World(check_int("rank", rank, at_least=0, at_most=size - 1), size)
         self._group = _as_group(process_group)
-        # Weak, so that destroy_process_group() ends them: threads of a gloo group that is alive at
-        # the interpreter's end may abort the process.
-        self._exchange_of: Callable[[], Any] = _no_group  # what `_exchange` was made for
-        self._exchange: Callable[[], Any] = _no_group
 
     def world(self) -> World:
         """This process's place among the ranks, as things are now."""
@@ -91,57 +92,50 @@ class Ranks:
             )
         return World(rank, dist.get_world_size(group))
 
-    def all_gather(self, data: Bytes, occasion: str) -> list[Bytes]:
+    def all_gather(self, data: Bytes, occasion: str, *, what: str) -> list[Bytes]:
         """Every process's data; a collective operation.
 
         Args:
             data: (n,) equally many bytes on every process.
             occasion: what this process is doing, for the message of an error.
+            what: name of the data, in the plural, for the same.
 
         Raises:
             DistributedError: some process did not take part within the group's timeout.
         """
+        base = self._base(occasion)
         try:
-            if isinstance(self._group, Communicator):
-                return self._group.all_gather(data)
-            group = self._exchange_group(occasion)
+            if isinstance(base, Communicator):
+                return base.all_gather(data)
+            group = _exchange_group(base, occasion)
             own = torch.from_numpy(data)
             gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
             dist.all_gather(gathered, own, group=group)
         except DistributedError:
             raise
         except RuntimeError as error:
+            if not isinstance(base, Communicator):
+                _exchange_groups.pop(base, None)  # of no use any more
             raise DistributedError(
-                f"this rank waited for the others at {occasion}, and they did not come: {error}. "
-                "Every rank must train on every batch of its loader: a rank that leaves an epoch "
-                "early (break), skips a batch without pruner.skip(), or dies leaves the others "
-                "waiting until the timeout of the process group"
+                f"at {occasion} this rank waited for the others' {what}, and not all came: "
+                f"{error}. Every rank must train on every batch of its loader, and call "
+                "synchronize, rescore, end_epoch and load_state_dict alike: a rank that leaves an "
+                "epoch early (break), skips a batch without pruner.skip(), waits for something "
+                "else, or dies leaves the others waiting until the timeout of the process group"
             ) from error
         return [part.numpy() for part in gathered]
 
-    def _exchange_group(self, occasion: str) -> Any:
-        """A gloo group of our own with the same members.
-
-        Of our own, so that a rank that is elsewhere cannot have its gradients matched with our
-        losses; gloo, because losses are wanted on the host.
-        """
-        if self._group is None and not _is_initialized():
+    def _base(self, occasion: str) -> Any:
+        """The group whose members exchange."""
+        if self._group is not None:
+            return self._group
+        if not _is_initialized():
             raise DistributedError(
                 f"{self._given} was given, but torch.distributed is not initialised, so that the "
                 f"ranks cannot talk at {occasion}. Call torch.distributed.init_process_group "
                 "before training, or pass process_group= (a Communicator of your own will do)"
             )
-        base = dist.group.WORLD if self._group is None else self._group
-        exchange = self._exchange()
-        if exchange is None or self._exchange_of() is not base:
-            exchange = dist.new_group(
-                dist.get_process_group_ranks(base),
-                backend="gloo",
-                timeout=_timeout_of(base),
-                use_local_synchronization=True,  # only members need to come
-            )
-            self._exchange, self._exchange_of = weakref.ref(exchange), weakref.ref(base)
-        return exchange
+        return dist.group.WORLD
 
     def __getstate__(self) -> dict[str, Any]:
         if self._group is not None:
@@ -149,11 +143,36 @@ class Ranks:
                 "a pruner that was given process_group= cannot be pickled or copied, as process "
                 "groups cannot; save pruner.state_dict() and load it into a new one"
             )
-        return {**self.__dict__, "_exchange": _no_group, "_exchange_of": _no_group}
+        return self.__dict__.copy()
 
 
-def _no_group() -> None:
-    """Stands where a weak reference to a group will be."""
+def _exchange_group(base: Any, occasion: str) -> Any:
+    """A gloo group of our own with the members of another, shared by all pruners of the process.
+
+    Of our own, so that a rank that is elsewhere cannot have its gradients matched with our losses;
+    gloo, because losses are wanted on the host.
+    """
+    known = _exchange_groups.get(base)
+    exchange = known() if known is not None else None
+    if exchange is not None:
+        return exchange
+    try:
+        exchange = dist.new_group(
+            dist.get_process_group_ranks(base),
+            backend="gloo",
+            timeout=_timeout_of(base),
+            use_local_synchronization=True,  # only members need to come
+        )
+    except RuntimeError as error:
+        raise DistributedError(
+            f"at {occasion} this rank could not form the gloo group on which ranks exchange: "
+            f"{error}. Every member of the process group must come to the first update of its "
+            "pruner; if all did, see that gloo finds them (GLOO_SOCKET_IFNAME names the network "
+            "interface; after a restart by torchrun see TORCH_DISABLE_SHARE_RDZV_TCP_STORE in "
+            "docs/distributed.md)"
+        ) from error
+    _exchange_groups[base] = weakref.ref(exchange)
+    return exchange
 
 
 def _is_initialized() -> bool:

@@ -14,7 +14,7 @@ class InfoBatchError(Exception):
 
 
 class MisalignedUpdateError(InfoBatchError, RuntimeError):
-    """The losses given to `update` do not belong to the next samples of the epoch plan.
+    """The losses given to `update` are not those of the batch that was delivered, or may not be.
 
     Raised before anything is written: scores and position are those from before the call.
     """
@@ -53,3 +53,11 @@ class IndistinctScoresWarning(UserWarning):
 
     The scores told hardly any samples apart, or the budget left no choice.
     """
+
+
+class MissingUpdateWarning(UserWarning):
+    """An epoch was drawn to its end without any call of `update`; it is due again."""
+
+
+class NothingPrunedWarning(UserWarning):
+    """The settings leave no epoch in which anything could be pruned."""

@@ -21,8 +21,9 @@ from infobatch.errors import DistributedError
 from infobatch.plan import EpochPlan, IndexArray
 from infobatch.scores import FloatArray
 
-_PROTOCOL = 2
+_PROTOCOL = 3
 _PLANNED, NO_LOSS = -1, -2  # in place of a row: the planned one; none at all
+LEFT_OUT, OWN_ROWS = 1, 2  # what rows come with losses
 _DIGEST_SAMPLES = 1 << 16
 
 OCCASIONS = (
@@ -31,8 +32,9 @@ OCCASIONS = (
     "synchronize()",
     "the planning of an epoch",
     "rescore()",
+    "the sharing out of an epoch",
 )
-FIRST_UPDATE, EPOCH_END, SYNCHRONIZE, PLANNING, RESCORE = range(5)
+FIRST_UPDATE, EPOCH_END, SYNCHRONIZE, PLANNING, RESCORE, SHARING = range(6)
 
 
 @dataclass
@@ -57,9 +59,12 @@ class PendingLosses:
         return any(scores is not None for scores in self._scores)
 
     @property
-    def has_rows(self) -> bool:
-        """Whether some of them are not those of the planned samples."""
-        return any(rows is not None for rows in self._rows)
+    def kind_of_rows(self) -> int:
+        """0: all losses are of the planned samples; LEFT_OUT: some are left out; OWN_ROWS: else."""
+        given = [rows for rows in self._rows if rows is not None]
+        if any(bool((rows >= 0).any()) for rows in given):
+            return OWN_ROWS
+        return LEFT_OUT if given else 0
 
     def add(
         self,
@@ -104,8 +109,9 @@ class Header:
         start: plan position from which this epoch is trained.
         position: samples of this rank's share that have been accounted for.
         plan: digest of the epoch plan.
-        count: losses that follow.
-        has_scores, has_rows: what comes with them.
+        count: how much follows: losses or scores, of which ranks may have unequal numbers; while
+            planning and sharing out, bytes, of which all must have as many.
+        has_scores, rows: what comes with losses; see `PendingLosses.kind_of_rows`.
     """
 
     occasion: int
@@ -115,7 +121,7 @@ class Header:
     plan: int
     count: int = 0
     has_scores: bool = False
-    has_rows: bool = False
+    rows: int = 0
 
 
 def plan_digest(plan: EpochPlan) -> int:
@@ -151,9 +157,14 @@ class Meeting:
     processes: list[int]
     occasion: str
 
-    def all_gather(self, data: NDArray[Any]) -> list[Bytes]:
-        """The data of rank 0 to W - 1, equally many bytes each; a collective operation."""
-        gathered = self.ranks.all_gather(data.view(np.uint8), self.occasion)
+    def all_gather(self, data: NDArray[Any], what: str = "sums of the epoch") -> list[Bytes]:
+        """The data of rank 0 to W - 1, equally many bytes each; a collective operation.
+
+        Args:
+            data: this rank's.
+            what: name of it, for the message of an error.
+        """
+        gathered = self.ranks.all_gather(data.view(np.uint8), self.occasion, what=what)
         return [gathered[process] for process in self.processes]
 
 
@@ -177,9 +188,8 @@ def meet(
     place = [int(value) for value in vars(header).values()]
     own = np.array([_PROTOCOL, world.size, *digests, *place, world.rank], dtype=np.int64)
     occasion = f"{OCCASIONS[header.occasion]} (epoch {header.epoch}, position {header.position})"
-    table = [
-        part.view(np.int64).tolist() for part in ranks.all_gather(own.view(np.uint8), occasion)
-    ]
+    parts = ranks.all_gather(own.view(np.uint8), occasion, what="places in the run")
+    table = [part.view(np.int64).tolist() for part in parts]
     first = table[0]
     for column, name in enumerate(["version of infobatch", "world_size", *names]):
         differing = [row[-1] for row in table if row[column] != first[column]]
@@ -222,6 +232,12 @@ def _compare(rank: int, header: Header, other_rank: int, other: Header, *, uneve
             "own yield the whole order, the same on every rank (no DistributedSampler: the "
             "pruner shards it)"
         )
+    if header.occasion in (PLANNING, SHARING) and header.count != other.count:
+        raise DistributedError(
+            f"at {OCCASIONS[header.occasion]} {header.epoch} rank {rank} has {header.count} bytes "
+            f"to send and rank {other_rank} {other.count}: their policies differ. Let summarise "
+            "return equally many numbers on every rank, whatever the scores are"
+        )
     if header.position != other.position and not uneven:
         raise DistributedError(
             f"the ranks have trained on different numbers of samples: {where}. A rank that leaves "
@@ -244,9 +260,9 @@ def gather_losses(
     """
     size = max(header.count for header in meeting.headers)
     with_scores = any(header.has_scores for header in meeting.headers)
-    with_rows = any(header.has_rows for header in meeting.headers)
+    with_rows = any(header.rows for header in meeting.headers)
     packed = pending.pack(size, with_scores=with_scores, with_rows=with_rows)
-    parts = meeting.all_gather(packed)
+    parts = meeting.all_gather(packed, "losses")
     side_by_side = [part[: 4 * size].view(np.float32) for part in parts]
     losses = scores = np.stack(side_by_side, axis=1).reshape(-1)
     if with_scores:
@@ -280,7 +296,7 @@ def gather_rescored(
     fill = max(counts) - len(rows)
     numbers = np.concatenate([rows, np.full(fill, NO_LOSS)]).view(np.uint8)
     values = np.concatenate([scores, np.zeros(fill, np.float32)]).view(np.uint8)
-    parts = meeting.all_gather(np.concatenate([numbers, values]))
+    parts = meeting.all_gather(np.concatenate([numbers, values]), "fresh scores")
     size = max(counts)
     by_rank = list(zip(parts, counts, strict=True))
     all_rows = np.concatenate([part[: 8 * size].view(np.int64)[:n] for part, n in by_rank])

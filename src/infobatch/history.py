@@ -21,7 +21,9 @@ class EpochRecord:
         kept: samples in its plan.
         total: samples that it would have had without pruning.
         trained: samples whose losses came: fewer than `kept` under drop_last, after an early
-            `break` or `skip`.
+            `break` or where batches were left out.
+        left_out: samples that the loader delivered and that got no `update`, as far as it could be
+            seen.
         threshold: the score below which samples could be pruned; NaN if nothing could, and within
             groups, which have one each.
         mass_left_out: the part of what bounds the samples' gradients that was left out; NaN where
@@ -35,6 +37,7 @@ class EpochRecord:
     kept: int
     total: int
     trained: int
+    left_out: int
     threshold: float
     mass_left_out: float
     mean_loss: float
@@ -50,12 +53,14 @@ class LossTally:
         trained: how many samples have been trained on.
         non_finite: of how many of them the loss or the score was NaN or infinite.
         loss_count, loss_sum: number and float64 sum of the finite losses.
+        left_out: how many samples were delivered and got no losses; known at the epoch's end.
     """
 
     trained: int = 0
     non_finite: int = 0
     loss_count: int = 0
     loss_sum: float = 0.0
+    left_out: int = 0
 
     def add(self, losses: FloatArray, scores: FloatArray, batches: list[int]) -> None:
         """Take in losses (M,) and scores (M,) that came in batches of the given sizes.

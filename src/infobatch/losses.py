@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from infobatch.errors import LossError
-from infobatch.validation import check_int
+from infobatch.validation import check_fraction, check_int
 
 
 def per_sample(loss_map: Tensor, ignore_mask: Tensor | None = None) -> Tensor:
@@ -88,6 +88,144 @@ def batch_mean(loss: Tensor, batch_size: int) -> Tensor:
             "update, maps of shape (B, ...) through per_sample"
         )
     return loss.expand(check_int("batch_size", batch_size, at_least=1))
+
+
+def class_weighted(losses: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Losses times the weights of their classes, on the scale of torch's weighted mean.
+
+    `F.cross_entropy(..., weight=c)` divides by the sum of the batch's class weights, and not by
+    the batch size as the mean of what it gives under `reduction="none"` does. Here sample i has
+    c[labels[i]] * losses[i] * B / sum_j c[labels[j]], so that the mean over the batch is torch's,
+    and `pruner.update` returns sum_i weight_i * c_i * losses_i / sum_j c_j. A batch of which every
+    class weighs 0 has losses 0, where torch's mean is NaN.
+
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        loss = pruner.update(class_weighted(losses, y, class_weights), scores=losses)
+
+    With `scores=losses` samples are ranked by how well they are learned. Without, they are ranked
+    by the weighted losses: rare classes are pruned less. These depend on the batch as well, and are
+    no cross-entropies, so pass the scores under `DataPruner(budget=...)`.
+
+    Args:
+        losses: (B,) any float dtype, without class weights: of `reduction="none"`.
+        labels: (B,) integers, 0 to C - 1. On an accelerator their check waits for the device.
+        class_weights: (C,) any float dtype, finite and not negative; its scale does not matter.
+
+    Returns:
+        (B,) the dtype of `losses`, with exact gradients.
+
+    Raises:
+        LossError: other shapes or dtypes, a label that is no class, or a weight that is none.
+    """
+    _check_losses("class_weighted", losses)
+    if labels.shape != losses.shape or not _holds_integers(labels):
+        raise LossError(
+            "class_weighted needs one class number per loss, integers of shape "
+            f"{tuple(losses.shape)}, got {labels.dtype} of shape {tuple(labels.shape)}; for "
+            "targets that are probabilities torch's mean divides by the batch size, so pass what "
+            'F.cross_entropy(..., weight=class_weights, reduction="none") gives to update'
+        )
+    if class_weights.dim() != 1 or not class_weights.is_floating_point():
+        raise LossError(
+            "class_weights must be one float per class, of shape (C,), got "
+            f"{class_weights.dtype} of shape {tuple(class_weights.shape)}"
+        )
+    unusable = ~(class_weights.isfinite() & (class_weights >= 0))
+    if bool(unusable.any()):
+        raise LossError(
+            "class_weights must be finite and not negative, got "
+            f"{class_weights[unusable][:5].tolist()}"
+        )
+    classes = len(class_weights)
+    outside = (labels < 0) | (labels >= classes)
+    if bool(outside.any()):
+        raise LossError(
+            f"labels must be 0 to {classes - 1}, as there are {classes} class weights, got "
+            f"{labels[outside][:5].tolist()}; leave samples without a class out of the data set"
+        )
+    # A half-precision sum over a large batch would lose its last digits.
+    wide = torch.promote_types(losses.dtype, torch.float32)
+    weights = class_weights.to(losses.device, wide)[labels.long()]
+    total = weights.sum()
+    scale = len(losses) / torch.where(total > 0, total, 1.0)
+    return (losses * (weights * scale)).to(losses.dtype)
+
+
+def mixed(own: Tensor, partner: Tensor, permutation: Tensor, lam: float | Tensor) -> Tensor:
+    """Losses of mixed inputs (Mixup, CutMix), each part credited to the sample of its label.
+
+    Input i is that of sample i mixed with that of sample j = permutation[i], and the usual loss
+    lam * own[i] + (1 - lam) * partner[i] is that of two samples. Pruning may have given them
+    different weights. Here the second part is moved to sample j: the result there is lam * own[j]
+    + (1 - lam) * partner[i]. The sum stays the same, and `pruner.update` weighs every part, and
+    scores every sample, by the label that it is the loss of.
+
+        permutation = torch.randperm(len(x))
+        output = model(lam * x + (1 - lam) * x[permutation])
+        own = F.cross_entropy(output, y, reduction="none")
+        partner = F.cross_entropy(output, y[permutation], reduction="none")
+        loss = pruner.update(mixed(own, partner, permutation, lam))
+
+    Sources: Mixup, Zhang et al., 2018, arXiv 1710.09412; CutMix, Yun et al., 2019,
+    arXiv 1905.04899.
+
+    Args:
+        own: (B,) any float dtype: losses of the mixed inputs against their own labels.
+        partner: (B,) the same dtype: against the labels of what was mixed in.
+        permutation: (B,) integers: what was mixed into each input; every sample once. On an
+            accelerator its check waits for the device.
+        lam: part of each input that is its own, in [0, 1]: one for all, or (B,) floats.
+
+    Returns:
+        (B,) the dtype of `own`, with exact gradients.
+
+    Raises:
+        LossError: the losses are not two times (B,) floats, or the permutation is none.
+        TypeError, ValueError: `lam` is no number, not (B,), or outside its range.
+    """
+    _check_losses("mixed", own)
+    if partner.shape != own.shape or partner.dtype != own.dtype:
+        raise LossError(
+            f"partner must be like own, {own.dtype} of shape {tuple(own.shape)}, got "
+            f"{partner.dtype} of shape {tuple(partner.shape)}; write F.cross_entropy(output, "
+            'labels[permutation], reduction="none")'
+        )
+    if permutation.shape != own.shape or not _holds_integers(permutation):
+        raise LossError(
+            f"permutation must be integers of shape {tuple(own.shape)}, got {permutation.dtype} of "
+            f"shape {tuple(permutation.shape)}; write torch.randperm(len(own))"
+        )
+    order = permutation.to(own.device).sort()
+    if not torch.equal(order.values, torch.arange(len(own), device=own.device).to(order.values)):
+        raise LossError(
+            f"permutation must hold each of 0 to {len(own) - 1} once, so that every sample is "
+            "mixed into one input; write torch.randperm(len(own)), or .flip(0) of an arange"
+        )
+    if isinstance(lam, Tensor) and lam.dim() > 0:
+        if lam.shape != own.shape or not lam.is_floating_point():
+            raise ValueError(
+                f"lam must be one number, or floats of shape {tuple(own.shape)}, got {lam.dtype} "
+                f"of shape {tuple(lam.shape)}"
+            )
+        if not bool(((lam >= 0) & (lam <= 1)).all()):
+            raise ValueError(f"lam must be in [0, 1], got {lam.min():g} to {lam.max():g}")
+        parts = lam.to(own.device, torch.promote_types(own.dtype, torch.float32))
+        return (parts * own + ((1 - parts) * partner)[order.indices]).to(own.dtype)
+    share = check_fraction("lam", lam)
+    return share * own + ((1 - share) * partner)[order.indices]
+
+
+def _check_losses(name: str, losses: Tensor) -> None:
+    if losses.dim() != 1 or not losses.is_floating_point():
+        raise LossError(
+            f"{name} needs losses of shape (B,), one float per sample, got {losses.dtype} of shape "
+            f'{tuple(losses.shape)}; compute the loss with reduction="none", and reduce maps '
+            "(B, ...) with per_sample"
+        )
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 @torch.no_grad()

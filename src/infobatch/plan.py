@@ -6,7 +6,8 @@ without talking, and a resumed run computes it again. A `Share` is what one rank
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,14 @@ def selection_rng(seed: int, epoch: int, shard: int = 0) -> np.random.Generator:
     return _generator(seed, epoch, _SELECTION_STREAM, shard)
 
 
+def rest_rng(seed: int, epoch: int, shard: int = 0) -> np.random.Generator:
+    """The generator from which is drawn what makes an epoch one of whole batches."""
+    drawn_from = np.random.Philox(
+        key=_key(seed, epoch, _SELECTION_STREAM), counter=[0, 0, 1, shard]
+    )
+    return np.random.Generator(drawn_from)
+
+
 def shuffled(num_samples: int, seed: int, epoch: int, shard: int = 0) -> NDArray[np.int64]:
     """The permutation of the whole data set, or of one shard of it, for one epoch.
 
@@ -40,9 +49,13 @@ def _generator(seed: int, epoch: int, stream: int, shard: int) -> np.random.Gene
     # Philox is counter-based: its key, here (seed, epoch, stream), and the highest word of its
     # counter, the shard, name an independent stream, so nothing has to be carried from epoch to
     # epoch or saved.
-    key = np.array([seed, 2 * epoch + stream], dtype=np.uint64)
+    key = _key(seed, epoch, stream)
     counter = np.array([0, 0, 0, shard], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _key(seed: int, epoch: int, stream: int) -> NDArray[np.uint64]:
+    return np.array([seed, 2 * epoch + stream], dtype=np.uint64)
 
 
 def order_dtype(num_rows: int) -> type[np.signedinteger[Any]]:
@@ -135,6 +148,37 @@ class EpochPlan:
     def __len__(self) -> int:
         return len(self.order)
 
+    def with_first(self, rows: IndexArray) -> EpochPlan:
+        """The same plan in another order: these rows first, as often as they stand here."""
+        came = np.bincount(rows, minlength=len(self.selection))
+        by_row = np.argsort(self.order, kind="stable")
+        ordered = self.order[by_row]
+        nth = np.empty(len(ordered), dtype=np.int64)  # how often the row stands before
+        nth[by_row] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+        rest = self.order[nth >= came[self.order]]
+        order = np.concatenate([rows, rest]).astype(self.order.dtype)
+        return replace(self, order=order, own_order=True)
+
+    def in_whole_batches(self, batch: int, rng: np.random.Generator) -> EpochPlan:
+        """The same plan without a random part of its rescaled samples, less than a batch of them.
+
+        The others of them weigh as much more, by half at most; where there are too few of them, or
+        none, a part of all is left out. For orders in which samples repeat, where no selection of
+        samples can make whole batches.
+        """
+        surplus = len(self) % batch
+        if surplus == 0:
+            return self
+        weights, table = self.selection.weights_of(self.order), self.selection.weights
+        above = 1.0 if surplus * 3 <= np.count_nonzero(weights > 1.0) else 0.0
+        rescaled, heavier = np.flatnonzero(weights > above), table > above
+        dropped = rng.choice(rescaled, surplus, replace=False, shuffle=False)
+        factor = len(rescaled) / (len(rescaled) - surplus)
+        selection = replace(self.selection, weights=np.where(heavier, table * factor, table))
+        order = np.delete(self.order, dropped)
+        mean = float(selection.weights_of(order).sum()) / len(order)
+        return replace(self, order=order, selection=selection, mean_weight=mean)
+
     @property
     def indices(self) -> torch.Tensor:
         """(S,) int64: the sample indices in the order in which they are trained on; a copy."""
@@ -174,6 +218,7 @@ class Share:
         stride: W, or 1 for a plan of the rank's own.
         counts: (W,) samples of each rank that count, padding not included.
         rank: 0 to W - 1.
+        before: how many samples a rank has had of this epoch before this share; alike on all ranks.
     """
 
     plan: EpochPlan
@@ -181,20 +226,22 @@ class Share:
     stride: int
     counts: NDArray[np.int64]
     rank: int
+    before: float = 0.0
 
     @classmethod
     def of_common_plan(cls, plan: EpochPlan, start: int, rank: int, world_size: int) -> Share:
         """The share of a rank where all ranks have the same plan."""
         left = len(plan) - start
         counts = (left - np.arange(world_size) + world_size - 1) // world_size
-        return cls(plan, start + rank, world_size, np.maximum(counts, 0), rank)
+        counts = np.maximum(counts, 0)
+        return cls(plan, start + rank, world_size, counts, rank, start / world_size)
 
     @classmethod
     def of_own_plan(
-        cls, plan: EpochPlan, start: int, rank: int, counts: NDArray[np.int64]
+        cls, plan: EpochPlan, start: int, rank: int, counts: NDArray[np.int64], before: float = 0.0
     ) -> Share:
         """The share of a rank where each has a plan of its own."""
-        return cls(plan, start, 1, counts, rank)
+        return cls(plan, start, 1, counts, rank, before)
 
     def __len__(self) -> int:
         return self._length
@@ -237,18 +284,14 @@ class Share:
         first = self.first + start * self.stride
         return self.plan.order[first : first + (stop - start) * self.stride : self.stride]
 
-    def counted(self, rows: NDArray[np.int64], position: int) -> NDArray[np.bool_]:
-        """Which of these samples, named by their rows in whatever order, are not padding.
-
-        Args:
-            rows: (B,) rows of the score table.
-            position: how many samples of this share have come before.
-        """
-        if self.own == len(self):
-            return np.ones(len(rows), dtype=bool)
-        if self.stride > 1:  # the padding is of samples that other ranks have
-            return ~np.isin(rows, self.rows(self.own, len(self)))
-        return np.arange(position, position + len(rows)) < self.own
+    def counts_of_padding(self) -> Counter[int]:
+        """Of each row that is padding of this share: how often the share has it besides."""
+        padding = self.rows(self.own, len(self)).tolist()
+        if not padding:
+            return Counter()
+        own = self.counted_rows(0, self.own)
+        times = Counter(own[np.isin(own, padding)].tolist())
+        return Counter({row: times[row] for row in padding})
 
     def ids(self, start: int, stop: int) -> IndexArray:
         """The data set's numbers of this share's samples start to stop, padding included."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, SupportsIndex
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
+from infobatch.batches import Record, RecordedBatches
 from infobatch.buffer import LossBuffer
 from infobatch.compiled import outside_graphs
 from infobatch.distributed import Ranks, World
@@ -23,15 +25,19 @@ from infobatch.errors import (
     IndistinctScoresWarning,
     LossError,
     MisalignedUpdateError,
+    MissingUpdateWarning,
     NonFiniteLossWarning,
+    NothingPrunedWarning,
     StateError,
 )
 from infobatch.exchange import (
     EPOCH_END,
     FIRST_UPDATE,
     NO_LOSS,
+    OWN_ROWS,
     PLANNING,
     RESCORE,
+    SHARING,
     SYNCHRONIZE,
     Header,
     Meeting,
@@ -43,10 +49,20 @@ from infobatch.exchange import (
     plan_digest,
 )
 from infobatch.history import EpochRecord, LossTally
+from infobatch.ledger import (
+    Batch,
+    DeliveredLedger,
+    DrawnLedger,
+    Ledger,
+    ReadAhead,
+    RecordedLedger,
+)
+from infobatch.loader_facts import LoaderFacts
 from infobatch.plan import EpochPlan, Share
 from infobatch.planner import Planner
 from infobatch.policies import (
     AnyPolicy,
+    BudgetThreshold,
     ExactPolicy,
     FullData,
     MeanThreshold,
@@ -56,19 +72,21 @@ from infobatch.policies import (
     ShardedPolicy,
     WithinGroups,
 )
-from infobatch.policies.base import is_exact, is_native, is_policy
+from infobatch.policies.base import for_run, is_exact, is_native, is_policy
 from infobatch.policies.groups import check_groups, has_groups
 from infobatch.policies.infobatch import normalise_quantiles
 from infobatch.rescale import Reduction, check_indices, check_losses, rescale
-from infobatch.sampler import Ledger, LoaderFacts, PlanSampler
+from infobatch.sampler import PlanSampler
 from infobatch.schedule import RatioSchedule, epoch_sizes, pruned_epochs
+from infobatch.scores import headroom
 from infobatch.state import Snapshot, describe_policy
 from infobatch.streams import StreamFilter
-from infobatch.validation import check_fraction, check_int, length
+from infobatch.user_warnings import warn_user
+from infobatch.validation import Setting, check_fraction, check_int, length
 
 _PRUNE_RATIO = 0.5  # the paper's
-_USER_LINE = 6  # above `_commit`: `_advance`, `update`, and two frames of `outside_graphs`
 _INDISTINCT = 0.9  # of the gradient mass in a random part of the samples
+_NO_HEADROOM = 0.05
 
 
 class DataPruner:
@@ -87,7 +105,12 @@ class DataPruner:
     Args:
         dataset: anything with a length, or the length itself. It is not kept.
         num_epochs: length of the whole run, at least 1. Annealing depends on it.
-        policy: decides which samples an epoch keeps; see `infobatch.policies`.
+        policy: decides which samples an epoch keeps; see `infobatch.policies`. With `budget=` it
+            may be left away: `ProportionalSampling`, which has been as good at equal cost or
+            better than the paper's rule. It leaves out what is learned and scales nothing up, so it
+            is biased towards what is not learned yet. Its scores are cross-entropies: with label
+            smoothing pass `update(losses, scores=...)` those without. Where the model is sure of no
+            sample it leaves out a random part, and says so in a warning.
         delta: pruning ends after this fraction of the epochs, in [0, 1]; the full data with
             weight 1 follows.
         seed: of the order and of the policy's draws, 0 to 2**63 - 1. Global random generators
@@ -103,6 +126,8 @@ class DataPruner:
             the losses are. The policy must be one that can be told how many samples to keep.
         ratio_schedule: how the budget's saving is spread over the pruned epochs: "constant",
             "rising", "falling", "cosine", or a function of the place among them, in (0, 1).
+        batch_size: of the loader, on each process. Pruned epochs are planned in whole batches of
+            all processes together. None: that of the loader, once it is seen.
         groups: (N,) integers, such as the labels: the policy is applied within each group, so that
             small or easy classes are not pruned away; see `infobatch.policies.WithinGroups`.
         process_group: the ranks that share the data set, where they are not those of the default
@@ -118,11 +143,23 @@ class DataPruner:
         TypeError, ValueError: an argument outside its range; the message names it.
     """
 
+    num_samples = Setting[int]()
+    num_epochs = Setting[int]()
+    policy = Setting[AnyPolicy]()
+    delta = Setting[float]()
+    seed = Setting[int]()
+    warmup_epochs = Setting[int]()
+    score_ema = Setting[float]()
+    budget = Setting["float | None"]()
+    batch_size = Setting["int | None"]()
+    sharded = Setting[bool]()
+    sampler = Setting[PlanSampler]()
+
     def __init__(
         self,
         dataset: Sized | SupportsIndex,
         num_epochs: int,
-        policy: AnyPolicy,
+        policy: AnyPolicy | None = None,
         *,
         delta: float = 0.875,
         seed: int = 0,
@@ -131,6 +168,7 @@ class DataPruner:
         score_ema: float = 0.0,
         budget: float | None = None,
         ratio_schedule: RatioSchedule = "constant",
+        batch_size: int | None = None,
         groups: ArrayLike | None = None,
         process_group: object = None,
         rank: int | None = None,
@@ -139,12 +177,23 @@ class DataPruner:
     ) -> None:
         self.num_samples = length(dataset)
         self.num_epochs = check_int("num_epochs", num_epochs, at_least=1)
-        self.policy = _checked_policy(policy, budget, groups, self.num_samples)
+        if policy is None:
+            if budget is None:
+                raise TypeError(
+                    "DataPruner needs a policy, such as infobatch.policies.MeanThreshold(0.5), or "
+                    "budget=, such as 0.7, for which it has one"
+                )
+            policy = ProportionalSampling()
+        policy = for_run(_checked_policy(policy, budget, groups, self.num_samples), self.num_epochs)
+        self.policy = policy
         self.delta = check_fraction("delta", delta)
         self.seed = check_int("seed", seed, at_least=0, at_most=2**63 - 1)
         self.warmup_epochs = check_int("warmup_epochs", warmup_epochs, at_least=0)
         self.score_ema = check_fraction("score_ema", score_ema, below_one=True)
         self._ranks = Ranks(process_group, rank, world_size)
+        self.batch_size = (
+            None if batch_size is None else check_int("batch_size", batch_size, at_least=1)
+        )
         self.sampler = PlanSampler(
             self._begin, self._remaining, self._set_epoch, self._has_begun, self._ranks.world
         )
@@ -163,6 +212,7 @@ class DataPruner:
             sharded=self.sharded,
             score_ema=self.score_ema,
             ranks=self._ranks,
+            batch_size=self.batch_size,
         )
         self._history: list[EpochRecord] = []
         self._epoch = 0
@@ -170,15 +220,35 @@ class DataPruner:
         self._share: Share | None = None
         self._world: World | None = None  # as it was when the share was made
         self._start = 0  # plan position at which an iteration begins: above 0 after a resume
+        self._before = 0.0  # samples that each rank has had up to there
         self._position = 0  # position in the share of the next loss
         self._tally = LossTally()
         self._buffer: LossBuffer | None = None
         self._pending = PendingLosses()
+        self._done: list[NDArray[np.int64]] | None = None  # rows, once they come in another order
+        self._came: NDArray[np.bool_] | None = None  # (n,) which rows have, in another order
+        self._padding: Counter[int] | None = None  # of this share's padding: what still counts
         self._has_met = False  # whether the ranks have found that they agree
         self._filter: StreamFilter | None = None
+        self._is_over = False  # loaded from a state whose loop had left the epoch
         self._ledger: Ledger | None = None  # of the current epoch, from its first drawing on
-        self._earlier: Ledger | None = None  # of the epoch before
-        self._superseded: tuple[Ledger, int] | None = None
+        self._looked_from: tuple[Ledger, int] | None = None  # an older one, and where it stood
+        self._finished: Ledger | None = None  # of the epoch before, whose loop may still go on
+        self._left_open: Ledger | None = None  # of an epoch closed while its loop may have gone on
+        self._reads_as_said = False  # an update has shown it
+        self._stream_steps, self._stream_batch = 0, 0
+        self._warn_if_nothing_is_pruned(pruned)
+
+    def _warn_if_nothing_is_pruned(self, pruned: range) -> None:
+        asks = not isinstance(self.policy, FullData) and getattr(self.policy, "prune_ratio", 1) > 0
+        if len(pruned) or not asks or self.delta == 0.0 or self.num_epochs == 1:
+            return
+        warn_user(
+            f"nothing will be pruned: the first warmup_epochs={self.warmup_epochs} of "
+            f"{self.num_epochs} epochs use the full data, and so do all from delta={self.delta:g} "
+            "of them on; use fewer warm-up epochs or a longer run, or FullData() if it is meant",
+            NothingPrunedWarning,
+        )
 
     def _check_sharded(self, sampler: object) -> None:
         if not self.sharded:
@@ -236,7 +306,7 @@ class DataPruner:
                 Non-finite ones are counted, warned about once per epoch, and their samples kept as
                 far as a budget allows.
             scores: (B,) what to rank the samples by, if not by their losses. With label smoothing
-                and `InfoBatch(budget=...)`: the cross-entropies without it.
+                and `DataPruner(budget=...)`: the cross-entropies without it.
             indices: (B,) the samples' indices in the data set, where a loader cannot keep the
                 sampler's order or forms batches of its own. Not needed otherwise; it costs a
                 look-up and, on an accelerator, a synchronisation.
@@ -249,7 +319,8 @@ class DataPruner:
 
         Raises:
             LossError: `losses` or `scores` are not (B,) floats; the message says what to write.
-            MisalignedUpdateError: the losses are not those of the next planned samples.
+            MisalignedUpdateError: they are not those of the batch that was delivered, or it cannot
+                be told of which batch they are; nothing has been written.
             EpochError: all `num_epochs` epochs are over.
             DistributedError: in the first update of a run and the last of an epoch: the ranks
                 do not agree, or one did not come.
@@ -261,27 +332,35 @@ class DataPruner:
                 raise LossError(f"scores must be one per loss: got {len(scores)} for {len(losses)}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+        if self.sampler.is_paused:
+            return rescale(losses, None, reduction, None)
         count = losses.shape[0]
-        if indices is None:
-            self._check_due(count)
-        else:
-            self._check_not_over()
+        batch = self._due(count if indices is None else None)
         share = self._share_met()
+        ids = batch.ids
+        if indices is not None:
+            ids = check_indices(indices, count, self.num_samples)
+            batch = self._placed(batch, ids)
+        if batch.start > self._position:
+            self._leave_out(batch)
         divisor = None
-        if indices is None:
-            weights = self._take_in_order(losses, scores)
+        if not self._is_stream:
             divisor = share.divisor(self._position, self._position + count)
+        if ids is None:
+            weights = self._take_in_order(losses, scores)
         else:
-            weights = self._take_by_index(losses, scores, indices)
-            if not self._is_stream:
-                divisor = share.divisor(self._position, self._position + count)
+            in_order = batch.ids is None and batch.stop > batch.start
+            weights = self._take_by_index(losses, scores, ids, in_order=in_order)
         result = rescale(losses, weights, reduction, divisor)
-        self._advance(count)
+        self._advance(batch, count)
         return result
 
     @outside_graphs
     def skip(self, batch_size: int) -> None:
         """Say that the next batch is left out on purpose: its samples keep their scores.
+
+        With a `DataLoader` it is not needed: the pruner sees that a batch got no update. It is for
+        loaders of another kind, and for loops that read ahead.
 
         Args:
             batch_size: number of samples in that batch.
@@ -290,17 +369,47 @@ class DataPruner:
             MisalignedUpdateError: no such batch is due.
         """
         batch_size = check_int("batch_size", batch_size, at_least=1)
-        self._check_due(batch_size)
+        if self.sampler.is_paused:
+            return
+        batch = self._due(batch_size)
         self._share_met()
-        if self._exchanges:
-            self._flush()
-            self._pending.skip(batch_size)
-        self._advance(batch_size)
+        if batch.start > self._position:
+            self._leave_out(batch)
+        self._pass_over(batch_size)
+        if batch.ids is not None:
+            self._note_done(self._planner.shard.rows(batch.ids))
+        self._advance(batch, batch_size)
+
+    def batches(self, batch_sampler: Iterable[Sequence[int]]) -> RecordedBatches:
+        """Let batches of your own making, of any size and in any order, be trained on.
+
+            class ByLength:  # draws pruner.sampler, yields lists of indices
+                ...
+
+            loader = DataLoader(train_set, batch_sampler=pruner.batches(ByLength(pruner.sampler)))
+
+        What it yields is noted as it is drawn, so that `update` knows whose losses come. A sample
+        that is not in the plan, and more samples than the plan has, are errors in `update`.
+
+        Args:
+            batch_sampler: what to wrap.
+
+        Returns:
+            a batch sampler for one loader, with the same batches.
+
+        Raises:
+            TypeError: it cannot be iterated.
+        """
+        return RecordedBatches(batch_sampler, self.sampler, self._keeps_record)
+
+    def _keeps_record(self, record: Record) -> bool:
+        return self._ledger is not None and self._ledger.loader.recorded is record
 
     def _share_met(self) -> Share:
         """This rank's share; the ranks have made sure, once, that they agree on what is shared."""
         share = self.share if self._share is None else self._share
-        if share.is_one_of_several and not self._has_met:
+        # A rank of a stream may have nothing to read; there they meet at the epoch's end.
+        if share.is_one_of_several and not self._has_met and not self._is_stream:
             self._meet(FIRST_UPDATE)
         return share
 
@@ -313,11 +422,50 @@ class DataPruner:
             self._buffer = buffer
         return buffer.put(losses, scores)
 
+    def _placed(self, batch: Batch, ids: NDArray[np.int64]) -> Batch:
+        """Where in the share these samples are, if they are of the batch that is due.
+
+        There may be fewer than the batch has: a part of it, or what `collate_fn` has left.
+        """
+        if self._done is None and batch.stop > max(batch.start, self._position):
+            start = max(batch.start, self._position)
+            planned = self.share.ids(batch.start, batch.stop)
+            if start + len(ids) <= batch.stop and bool(np.isin(ids, planned).all()):
+                return Batch(start, start + len(ids))
+        return Batch(self._position, self._position)
+
+    def _leave_out(self, batch: Batch) -> None:
+        """Go on behind the samples that the loop has left out before a batch."""
+        self._pass_over(batch.start - self._position)
+        if batch.passed is not None:
+            self._note_done(self._planner.shard.rows(batch.passed))
+        self._position = batch.start
+
+    def _note_done(self, rows: NDArray[np.int64]) -> None:
+        """These rows have been accounted for, in another order than that of the plan."""
+        if self._exchanges:
+            return  # known to all ranks when they exchange
+        if self._done is None:
+            self._done = [self.share.counted_rows(0, self._position).astype(np.int64)]
+        self._done.append(rows)
+
+    def _pass_over(self, count: int) -> None:
+        """No losses will come of the next samples of the plan."""
+        if self._exchanges:
+            self._flush()
+            self._pending.skip(count)
+
     def _take_by_index(
-        self, losses: Tensor, scores: Tensor | None, indices: Tensor | Sequence[int]
+        self,
+        losses: Tensor,
+        scores: Tensor | None,
+        ids: NDArray[np.int64],
+        *,
+        in_order: bool,
     ) -> Tensor:
-        ids = check_indices(indices, len(losses), self.num_samples)
-        share = self.share
+        share, rows = self.share, self._planner.shard.rows(ids)
+        if not (in_order or self._is_stream):
+            self._check_not_twice(rows)
         if self._position + len(ids) > len(share) and not self._is_stream:
             raise MisalignedUpdateError(
                 f"update got {len(ids)} more losses at position {self._position} of an epoch of "
@@ -328,7 +476,6 @@ class DataPruner:
                 f"more than twice as many samples have come as epoch {self._epoch} was planned "
                 "with; call pruner.end_epoch() after each loop over the stream"
             )
-        rows = self._planner.shard.rows(ids)
         weights = share.plan.selection.weights_of(np.maximum(rows, 0))
         if not bool((weights[rows >= 0] > 0).all() and (rows >= 0).all()):
             pruned = ids[(weights == 0) | (rows < 0)][:5].tolist()
@@ -336,7 +483,7 @@ class DataPruner:
                 f"samples {pruned} are not in the plan of epoch {self._epoch}; draw "
                 "batches from this pruner's sampler, and pass the data set's own indices"
             )
-        counted = weights > 0 if self._is_stream else share.counted(rows, self._position)
+        counted = weights > 0 if self._is_stream else self._counted(rows)
         self._flush()
         values = losses.detach().float().cpu().numpy()
         ranked = values if scores is None else scores.detach().float().cpu().numpy()
@@ -346,9 +493,44 @@ class DataPruner:
         else:
             batches = [int(np.count_nonzero(counted))]
             self._record(rows[counted], values[counted], ranked[counted], batches)
+            if not (in_order or self._is_stream):
+                self._note_done(rows[counted])
+                if self._came is not None:
+                    self._came[rows] = True
         weights = np.where(counted, weights, 0.0)
         dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
         return torch.from_numpy(weights).to(losses.device, dtype)
+
+    def _check_not_twice(self, rows: NDArray[np.int64]) -> None:
+        """In an order that is not the plan's a sample must not stand for another."""
+        if self._exchanges or self._planner.order_source is not None:
+            return  # some come twice by plan
+        if self._came is None:
+            self._came = np.zeros(len(self._planner.shard), dtype=bool)
+            if self._position and self._done is None:
+                self._came[self.share.counted_rows(0, self._position)] = True
+        again = rows[self._came[rows]]
+        if len(again) or len(np.unique(rows)) < len(rows):
+            raise MisalignedUpdateError(
+                f"samples {again[:5].tolist() or rows[:5].tolist()} have come twice in epoch "
+                f"{self._epoch}; every sample of pruner.sampler must be in one batch, once"
+            )
+
+    def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these samples of the share are not padding, in whatever order they come.
+
+        A sample that the share has several times, some of them as padding, counts as often as it
+        stands there without: the first times.
+        """
+        if self._padding is None:
+            self._padding = self.share.counts_of_padding()
+        counted = np.ones(len(rows), dtype=bool)
+        if self._padding:
+            for place, row in enumerate(rows.tolist()):
+                if row in self._padding:
+                    counted[place] = self._padding[row] > 0
+                    self._padding[row] -= 1
+        return counted
 
     def _check_not_over(self) -> None:
         if self._epoch >= self.num_epochs:
@@ -357,33 +539,73 @@ class DataPruner:
                 "the pruner with the number of epochs that the run really has"
             )
 
-    def _check_due(self, count: int) -> None:
-        self._check_not_over()
-        if self._ledger is None:
-            raise MisalignedUpdateError(
-                "update or skip was called before any batch was drawn in this epoch, or once more "
-                "than the epoch before had batches; iterate a loader built with "
-                "sampler=pruner.sampler, and call update inside that loop, once per batch"
-            )
-        if self._superseded is not None:
-            ledger, handed_out = self._superseded
-            if ledger.handed_out != handed_out:
+    def _due(self, count: int | None) -> Batch:
+        """The batch whose losses are due; `count` is None where they come with indices."""
+        if self._epoch >= self.num_epochs:
+            self._check_not_over()
+        if self._left_open is not None:
+            self._check_open()
+        if self._looked_from is not None:
+            self._end_look()
+        if self._ledger is not None:
+            batch = self._ledger.due(self._position, count)
+            if self._done is not None and count is not None and batch.ids is None:
                 raise MisalignedUpdateError(
-                    "the sampler was iterated anew while an earlier loop over it went on, so it "
-                    "cannot be told to which of the two these losses belong. Finish one loop "
-                    "before starting the next; to look at a batch, do so before the epoch"
+                    "losses of this epoch have come with indices and in another order than "
+                    "planned, so the place of those without cannot be told; pass indices= in all "
+                    "updates of an epoch or in none"
                 )
-        self._ledger.check(self._position, count)
-        self._superseded = None
+            return batch
+        if count is None:
+            return Batch(self._position, self._position)
+        raise MisalignedUpdateError(
+            "update or skip was called before any batch was drawn in this epoch, or once more "
+            "than the epoch before had batches; iterate a loader built with "
+            "sampler=pruner.sampler, and call update inside that loop, once per batch"
+        )
 
-    def _advance(self, count: int) -> None:
-        self._position += count
+    def _check_open(self) -> None:
+        """Refuse losses while the loop of an epoch that a newer iterator has closed goes on."""
+        if self._left_open is not None and self._left_open.is_running:
+            raise MisalignedUpdateError(
+                f"an iterator of epoch {self._epoch} was made while the loop over the epoch before "
+                "was at its last batch, so it cannot be told to which these losses belong; make it "
+                "after the last update of the epoch before"
+            )
+        self._left_open = None
+
+    def _end_look(self) -> None:
+        """Go back to an older loop, if a newer one was but a look at the first batch."""
+        if self._looked_from is None or self._ledger is None:
+            return
+        older, mark = self._looked_from
+        if older.is_running and not self._ledger.is_running:
+            self._ledger, self._looked_from = older, None
+        elif older.mark != mark:
+            raise MisalignedUpdateError(
+                "the sampler was iterated anew while an earlier loop over it went on, so it "
+                "cannot be told to which of the two these losses belong. Finish one loop "
+                "before starting the next; to look at a batch, do so before the epoch"
+            )
+
+    def _advance(self, batch: Batch, count: int) -> None:
+        is_placed = batch.stop > batch.start
+        self._position = batch.stop if is_placed else self._position + count
+        self._looked_from = None
         if self._is_stream:
+            self._stream_batch = self._stream_batch or count
+            self._stream_steps += 1
             return
         share = self.share if self._share is None else self._share
-        if self._position == len(share) or (
-            self._ledger is not None and self._ledger.is_complete(self._position)
-        ):
+        ledger = self._ledger
+        if ledger is None:
+            is_complete = self._position >= len(share)
+        else:
+            ledger.settle(batch)
+            is_complete = ledger.is_complete(self._position)
+            if ledger.is_proven:
+                self._reads_as_said = True
+        if is_complete:
             self._commit()
 
     # ------------------------------------------------------------------ epochs
@@ -404,7 +626,9 @@ class DataPruner:
         """What this rank trains on of the plan, in its order; all of it in one process."""
         world = self._ranks.world()
         if self._share is None or (world != self._world and self._position == 0):
-            self._share = self._planner.share(self.plan, self._start, world, self._meet_to_plan)
+            self._share = self._planner.share(
+                self.plan, self._start, world, self._meet_to_plan, before=self._before
+            )
             self._world, self._has_met = world, self._has_met and world == self._world
         elif world != self._world:
             raise DistributedError(
@@ -451,29 +675,116 @@ class DataPruner:
         if self._filter is not None and self._epoch < self.num_epochs:
             self._filter.set_plan(self.plan)
 
-    def _begin(self, loader: LoaderFacts) -> Iterator[int]:
+    def _begin(self, loader: LoaderFacts, ahead: ReadAhead) -> Iterator[int]:
         """Start the epoch that is due, or start it again; called by the sampler."""
         if self._is_stream:
             raise MisalignedUpdateError(
                 "this pruner plans for a stream (stream_filter was called), so its sampler is "
                 "not used; leave the sampler away, or build another pruner"
             )
-        if self._position > 0:
+        loader.check_usable(self.num_samples)
+        if self.sampler.is_paused or self._epoch >= self.num_epochs:
+            share = self._full_share()
+            return iter(share.ids(0, len(share)).tolist())
+        older, is_reset = self._ledger, False
+        if older is not None:
+            is_reset = loader.is_seen and older.loader.iterator() is loader.iterator()
+            if self._position > 0:
+                self._check_left(older, is_reset=is_reset)
+            if self._position == 0 and older.loader.is_seen and older.has_delivered_all:
+                self._warn_of_missing_updates()
+        self._left_open = None if is_reset or self._position == 0 else older
+        if self._position > 0 or self._is_over:
             self._end_early()
-        ledger = Ledger(len(self.share), loader)
-        if self._start > 0 and ledger.is_complete(0):
+            older = None
+        if older is None or is_reset or not older.is_running or older.handed_out == 0:
+            self._see_batch_size(loader.batch_size)
+        ledger = self._new_ledger(loader, ahead)
+        if self._start > 0 and ledger.deliverable == 0:
             self._commit()  # resumed where only a batch that drop_last drops was left
-            ledger = Ledger(len(self.share), loader)
+            ledger = self._new_ledger(loader, ahead)
         ledger.check_drawable()
-        earlier = self._ledger or self._earlier
-        if earlier is not None:
-            self._superseded = (earlier, earlier.handed_out)
-        self._ledger = ledger
+        if older is not None and not is_reset and older.is_running:
+            self._looked_from = (older, older.mark)
+        elif self._looked_from is not None and not self._looked_from[0].is_running:
+            self._looked_from = None
+        self._ledger, self._finished = ledger, None
         return ledger.draw(self.share.ids)
 
-    def _remaining(self) -> int:
-        """Number of samples that the next iteration of the sampler hands out."""
+    def _full_share(self) -> Share:
+        """This rank's share of a pass over all samples that is not an epoch of the run."""
+        plan = self._planner.plan(self.num_epochs, self._meet_to_plan)
+        return self._planner.share(plan, 0, self._ranks.world(), self._meet_to_plan)
+
+    def _new_ledger(self, loader: LoaderFacts, ahead: ReadAhead) -> Ledger:
+        total = len(self.share)
+        if not loader.is_seen and loader.recorded is None:
+            return DrawnLedger(total, loader, ahead.group)
+        kind = DeliveredLedger if loader.recorded is None else RecordedLedger
+        is_proven = self._reads_as_said or ahead.batches == 0
+        return kind(total, loader, ahead, is_proven=is_proven)
+
+    def _check_left(self, older: Ledger, *, is_reset: bool) -> None:
+        """Check that a loop within an epoch has been left: its iterator is gone, or at its end.
+
+        Persistent workers begin the same iterator anew, so whether its loop goes on cannot be seen.
+        """
+        if (older.is_running or is_reset) and self._position < older.deliverable:
+            if older.has_delivered_all:
+                return
+            alive = "its iterator, whose workers are persistent," if is_reset else "its iterator"
+            raise MisalignedUpdateError(
+                f"the loader is iterated anew while epoch {self._epoch} is under way and {alive} "
+                f"is alive ({self._position} of {older.total} samples are accounted for). If that "
+                "loop has been left for good, call pruner.end_epoch() first; to look at a batch, "
+                "do so before the epoch"
+            )
+
+    def _warn_of_missing_updates(self) -> None:
+        if self._epoch < self.num_epochs:
+            warn_user(
+                f"all batches of epoch {self._epoch} were drawn, but update was never called, so "
+                "the same epoch is due again. Call pruner.update(losses) in every training step; "
+                "after an epoch that is to count without it, call pruner.end_epoch()",
+                MissingUpdateWarning,
+            )
+
+    def _see_batch_size(self, size: int | None) -> None:
+        """Plan in whole batches of the loader from now on; also a plan that is not yet begun."""
+        planner = self._planner
+        if size is None or self.batch_size is not None or size == planner.batch_size:
+            return
+        planner.batch_size = size
+        plan = self._plan
+        if plan is not None and self._plan_position == 0 and not plan.selection.is_full:
+            self._plan = self._share = None
+            self._show_plan_to_stream()
+
+    def _remaining(self, batch_size: int | None) -> int:
+        """Number of samples of the epoch that runs, or that the next iteration hands out."""
+        if self.sampler.is_paused:
+            return len(self._full_share())
+        if self._finished is not None and self._finished.is_running:
+            return self._finished.total
+        self._settle()
+        if not self.sharded and (self._ledger is None or not self._ledger.is_running):
+            self._see_batch_size(batch_size)
         return len(self.share)
+
+    def _settle(self) -> None:
+        """Close an epoch whose loop has been left, where that takes no other rank."""
+        if self._position == 0 and not self._is_over:
+            return
+        if self._has_left and not self.share.is_one_of_several:
+            self._end_early()
+
+    @property
+    def _has_left(self) -> bool:
+        """Whether an epoch is under way, and the loop over it has been left."""
+        ledger = self._ledger
+        if self._is_stream or self._position == 0 or ledger is None:
+            return self._is_over
+        return ledger.is_left(self._position)
 
     def _has_begun(self) -> bool:
         return self._epoch > 0 or self._plan_position > 0
@@ -486,7 +797,9 @@ class DataPruner:
             raise EpochError(
                 f"set_epoch({epoch}) was called, but epoch {self._epoch} (0-based) is due: every "
                 "epoch must be trained once, in order. To go on from a checkpoint, call "
-                "pruner.load_state_dict first and start the loop at pruner.epoch"
+                "pruner.load_state_dict first and start the loop at pruner.epoch. If it is a host "
+                "that calls set_epoch with a count of its own (Accelerate, Fabric and MONAI do), "
+                "set pruner.sampler.host_counts_epochs = False"
             )
 
     def _end_early(self) -> None:
@@ -497,8 +810,10 @@ class DataPruner:
     def end_epoch(self) -> None:
         """Close the current epoch now, whatever of it has been trained.
 
-        Only a loop over a stream has to say so; elsewhere an epoch ends with its last loss, or
-        when the sampler is iterated the next time. In a distributed run every rank must call it.
+        A loop over a stream has to say so, and one that leaves an epoch early while something
+        still holds the loader's iterator. Elsewhere an epoch ends with its last loss, or when the
+        loader is iterated the next time. In a distributed run every rank must call it. An epoch
+        whose batches were drawn and got no `update` counts as well.
 
         Does nothing where the epoch has ended by itself.
 
@@ -507,19 +822,36 @@ class DataPruner:
         """
         if self._is_stream:
             self._check_not_over()
-        if self._is_stream or self._plan_position > 0:
+        elif self._epoch == self.num_epochs:
+            return  # a look past the end of the run may have been drawn
+        ledger = self._ledger
+        has_drawn = ledger is not None and ledger.handed_out > 0
+        if self.sampler.is_paused:
+            return
+        if self._is_stream or self._plan_position > 0 or has_drawn:
             self._end_early()
+        self._finished = None
 
     def _commit(self) -> None:
         """Close the current epoch: its scores count from now on."""
+        if self._ledger is not None and (tail := self._ledger.left_out(self._position)):
+            self._pass_over(tail)
+            self._position += tail
+            if self._done is not None:
+                self._done.append(np.empty(tail, dtype=np.int64))  # only their number matters now
         kept, total, mean_weight, mass_left_out = self._bring_together(EPOCH_END)
         plan, tally = self.plan, self._tally
+        if not self._is_stream and not self.sharded:
+            tally.left_out = self.share.position(self._position) - tally.trained
+            if self._position == 0:
+                tally.left_out = self._start - tally.trained
         self._history.append(
             EpochRecord(
                 epoch=self._epoch,
                 kept=kept,
                 total=total,
                 trained=tally.trained,
+                left_out=max(0, tally.left_out),
                 threshold=plan.threshold,
                 mass_left_out=mass_left_out,
                 mean_loss=tally.mean_loss,
@@ -529,39 +861,56 @@ class DataPruner:
         )
         self._epoch += 1
         self._plan = self._share = None
-        self._start = self._position = 0
-        self._earlier, self._ledger = self._ledger, None  # a loss more than planned is an error
+        self._start = self._position = self._stream_steps = self._stream_batch = 0
+        self._before = 0.0
+        self._finished, self._ledger = self._ledger, None  # a loss more than planned is an error
+        self._looked_from, self._is_over = None, False
+        self._done = self._came = self._padding = None
         self._tally = LossTally()
+        self._planner.kept.append(kept)
         if self._epoch < self.num_epochs and self.sharded:
             _ = self.share  # planned now, where all ranks are: it takes a collective
         self._show_plan_to_stream()
-        if plan.epoch == self._planner.pruned_epochs.stop - 1:
-            self._warn_if_indistinct()
+        self._warn_if_indistinct()
         if tally.non_finite:
-            warnings.warn(
+            warn_user(
                 f"epoch {plan.epoch}: {tally.non_finite} of {tally.trained} samples had a NaN or "
                 "infinite loss; they are kept in the next epoch, as far as a budget allows, and "
                 "leave the threshold untouched",
                 NonFiniteLossWarning,
-                stacklevel=_USER_LINE,
             )
 
     def _warn_if_indistinct(self) -> None:
-        """Say so if what the run has left out, now that it leaves out no more, was arbitrary."""
+        """Say so, once and in time to act, if what the run leaves out is as good as random."""
         pruned = [record for record in self._history if record.kept < record.total]
+        last = self._planner.pruned_epochs.stop - 1
+        second = len(pruned) == 2 and self._history[-1] is pruned[-1]
+        if not (second or (len(pruned) == 1 and self._history[-1].epoch == last)):
+            return
+        if self._ranks.world().rank != 0:
+            return
         saved = sum(1.0 - record.kept / record.total for record in pruned)
         mass = sum(record.mass_left_out for record in pruned)
-        if not mass >= _INDISTINCT * saved > 0.0 or self._ranks.world().rank != 0:
+        gain = headroom(self._planner.table.values)
+        if mass >= _INDISTINCT * saved > 0.0:
+            seen = (
+                f"{saved / len(pruned):.0%} of the samples were left out of each pruned epoch so "
+                f"far, and {mass / len(pruned):.0%} of what bounds the gradients with them"
+            )
+        elif self.budget is not None and math.isnan(mass) and gain < _NO_HEADROOM:
+            seen = (
+                f"what bounds the gradients, 1 - exp(-loss), hardly differs: by choosing samples "
+                f"at most {gain:.1%} of the gradients' second moment can be saved"
+            )
+        else:
             return
-        warnings.warn(
-            f"{saved / len(pruned):.0%} of the samples were left out of each pruned epoch, and "
-            f"{mass / len(pruned):.0%} of what bounds the gradients with them. So the scores tell "
-            "hardly any samples apart, or the budget leaves no choice, and the run is one on the "
-            "full data for fewer epochs. With label smoothing, or any loss that is not near 0 for "
-            "what is learned, pass one that is: update(losses, scores=F.cross_entropy(...)); for "
-            "other losses there are other policies: docs/methods/proportional.md",
+        warn_user(
+            f"{seen}. So the scores tell hardly any samples apart, or the budget leaves no choice, "
+            "and the run is one on the full data for fewer epochs, until that changes. With label "
+            "smoothing, or any loss that is not near 0 for what is learned, pass one that is: "
+            "update(losses, scores=F.cross_entropy(...)); for other losses there are other "
+            "policies: docs/methods/proportional.md",
             IndistinctScoresWarning,
-            stacklevel=_USER_LINE + 1,
         )
 
     def _flush(self) -> None:
@@ -631,7 +980,7 @@ class DataPruner:
         if world.size > 1 and not self.sharded:
             rows, values = gather_rescored(self._meet(RESCORE, count=len(rows)), rows, values)
         self._planner.record(rows, values, [len(rows)], trained=False)
-        self._plan = self._share = None
+        self._plan = self._share = self._ledger = None
         if self.sharded:
             _ = self.share  # planned now, where all ranks are: it takes a collective
         self._show_plan_to_stream()
@@ -645,24 +994,24 @@ class DataPruner:
 
     def _meet(self, occasion: int, *, count: int | None = None) -> Meeting:
         """Find out whether all ranks stand at the same place; a collective operation."""
-        planning = occasion == PLANNING
+        planning = occasion in (PLANNING, SHARING)
         header = Header(
             occasion=occasion,
             epoch=self._epoch,
-            start=0 if self.sharded else self._start,
+            start=round(self._before) if self.sharded else self._start,
             position=0 if planning else self._position,
             plan=0 if self.sharded else plan_digest(self.plan),
             count=len(self._pending) if count is None else count,
             has_scores=self._pending.has_scores,
-            has_rows=self._pending.has_rows,
+            rows=self._pending.kind_of_rows,
         )
         world = self._ranks.world()
         meeting = meet(self._ranks, world, self._settings(), header, uneven=self._is_stream)
         self._has_met = True
         return meeting
 
-    def _meet_to_plan(self) -> Meeting:
-        return self._meet(PLANNING)
+    def _meet_to_plan(self, occasion: int, num_bytes: int) -> Meeting:
+        return self._meet(occasion, count=num_bytes)
 
     def _bring_together(self, occasion: int) -> tuple[int, int, float, float]:
         """Make the losses of all ranks known to all; a collective operation.
@@ -683,7 +1032,12 @@ class DataPruner:
         done = share.position(self._position - len(pending))
         planned = plan.order[done : share.position(self._position)]
         if any(header.count for header in meeting.headers):
-            self._record(*gather_losses(meeting, pending, planned))
+            rows, losses, scores, batches = gather_losses(meeting, pending, planned)
+            if max(h.rows for h in meeting.headers) == OWN_ROWS and not self._is_stream:
+                if self._done is None:
+                    self._done = [plan.order[self._start : done].astype(np.int64)]
+                self._done.append(rows)
+            self._record(rows, losses, scores, batches)
         self._pending = PendingLosses()
         return facts
 
@@ -693,14 +1047,15 @@ class DataPruner:
         own = np.array(
             [
                 *(tally.trained, tally.non_finite, tally.loss_count, tally.loss_sum),
+                self._plan_position - tally.trained,
                 *(len(plan), plan.total, len(plan) * plan.mean_weight),
                 plan.total * plan.selection.mass_left_out,
             ],
             dtype=np.float64,
         )
         sums = np.sum([part.view(np.float64) for part in meeting.all_gather(own)], axis=0)
-        trained, non_finite, loss_count, loss_sum, kept, total, weight, mass = sums.tolist()
-        self._tally = LossTally(int(trained), int(non_finite), int(loss_count), loss_sum)
+        trained, non_finite, loss_count, loss_sum, left, kept, total, weight, mass = sums.tolist()
+        self._tally = LossTally(int(trained), int(non_finite), int(loss_count), loss_sum, int(left))
         return int(kept), int(total), weight / kept, mass / total
 
     def synchronize(self) -> None:
@@ -719,7 +1074,11 @@ class DataPruner:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is running or about to run, 0-based; `num_epochs` after the last."""
+        """The epoch that is running or about to run, 0-based; `num_epochs` after the last.
+
+        In one process an epoch whose loop has been left is over.
+        """
+        self._settle()
         return self._epoch
 
     @property
@@ -739,14 +1098,19 @@ class DataPruner:
 
     @property
     def history(self) -> list[EpochRecord]:
-        """One record per finished epoch."""
+        """One record per finished epoch; in one process also of one whose loop has been left."""
+        self._settle()
         return list(self._history)
 
     @property
     def saved_fraction(self) -> float:
-        """Fraction of sample passes that the finished epochs left out, in [0, 1)."""
-        total = sum(record.total for record in self._history)
-        return 1.0 - sum(record.kept for record in self._history) / total if total else 0.0
+        """Fraction of sample passes that the finished epochs did not take, in [0, 1].
+
+        Of what was trained and not of what was planned: batches that a loop left out count.
+        """
+        records = self.history
+        total = sum(record.total for record in records)
+        return 1.0 - sum(record.trained for record in records) / total if total else 0.0
 
     @property
     def progress(self) -> float:
@@ -756,6 +1120,7 @@ class DataPruner:
         `budget=`, where the size of every epoch is known, by their sizes: it then rises by as much
         with every sample, and a schedule that follows it is one over `total_steps`.
         """
+        self._settle()
         done, upto = self.fractional_epoch, self._planner.passes
         whole = min(int(done), self.num_epochs - 1)
         before, after = upto[whole], upto[whole + 1]
@@ -766,10 +1131,24 @@ class DataPruner:
         """Finished epochs plus the part of the current that is done, 0 to num_epochs."""
         if self._plan_position == 0:
             return float(self._epoch)
-        share = self.share
+        share, came = self.share, self._position
         planned = len(share) if self._ledger is None else self._ledger.deliverable
-        done = share.position(self._position) / share.position(planned)
+        if self._is_stream:  # counted in steps, so that it is the same on all ranks
+            came = self._stream_steps * self._stream_batch
+        done = (share.before + came) / (share.before + planned)
         return self._epoch + min(done, 1.0)
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch that is trained on is the last of its epoch, before `update` and after.
+
+        For loops that step, validate or save at an epoch's end:
+        `if (i + 1) % accumulate == 0 or pruner.is_last_batch: optimizer.step()`. Before `update`
+        it is False in loops that read ahead, which cannot be told apart from one batch earlier.
+        """
+        ledger = self._ledger or self._finished
+        position = self._position if self._ledger is not None else math.inf
+        return ledger is not None and ledger.is_on_last(position)
 
     def total_steps(self, batch_size: int, *, drop_last: bool = False, accumulate: int = 1) -> int:
         """The number of optimizer steps of the whole run.
@@ -788,7 +1167,7 @@ class DataPruner:
         batch_size = check_int("batch_size", batch_size, at_least=1)
         planner, world = self._planner, self._ranks.world()
         if planner.sizes is not None:
-            sizes: Sequence[int] = planner.sizes
+            sizes: Sequence[int] = planner.sizes_in(self.batch_size or batch_size)
         elif planner.order_source is not None:
             raise ValueError(
                 "total_steps does not know how many samples your own sampler= will yield; count "
@@ -813,10 +1192,20 @@ class DataPruner:
         For hosts that must know beforehand which of the samples that they have drawn are padding
         of a distributed run (weight 0), or count as they are (weight 1). Fewer at an epoch's end.
         """
-        share = self.share
-        return torch.from_numpy(
-            share.weights(self._position, min(self._position + count, len(share)))
-        )
+        if self.sampler.is_paused:
+            return torch.ones(count, dtype=torch.float64)
+        share, batch = self.share, self._coming(count)
+        if batch.ids is None:
+            return torch.from_numpy(share.weights(batch.start, min(batch.stop, len(share))))
+        return torch.from_numpy(share.plan.selection.weights_of(batch.ids))
+
+    def _coming(self, count: int) -> Batch:
+        """The next samples whose losses are due."""
+        self._check_not_over()
+        self._end_look()
+        if self._ledger is None:
+            return Batch(self._position, self._position + count)
+        return self._ledger.coming(self._position, count)
 
     def metrics(self) -> dict[str, float]:
         """Of the last finished epoch, by the names under which the integrations log it.
@@ -872,16 +1261,20 @@ class DataPruner:
 
         `count`; or, where a rank has padding, the mean number over ranks of samples that count.
         """
-        divisor = self.share.divisor(self._position, self._position + count)
+        if self.sampler.is_paused:
+            return float(count)
+        start = self._coming(count).start
+        divisor = self.share.divisor(start, start + count)
         return float(count) if divisor is None else divisor
 
     def summary(self) -> str:
         """One line: what has been saved so far."""
-        kept = sum(record.kept for record in self._history)
-        total = sum(record.total for record in self._history)
+        records = self.history
+        trained = sum(record.trained for record in records)
+        total = sum(record.total for record in records)
         return (
             f"{self.saved_fraction:.1%} of {total:,} sample passes saved "
-            f"({kept:,} used) in {len(self._history)} of {self.num_epochs} epochs"
+            f"({trained:,} used) in {len(records)} of {self.num_epochs} epochs"
         )
 
     def __repr__(self) -> str:
@@ -912,7 +1305,9 @@ class DataPruner:
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here: plain values and tensors on the host.
 
-        Can be taken at any time, also within an epoch. `torch.save` it with your checkpoint;
+        Can be taken at any time, also within an epoch, where a run that loads it goes on within
+        that epoch if it was taken inside the loop, and with the next epoch if the loop had been
+        left. `torch.save` it with your checkpoint;
         `torch.load(..., weights_only=True)` reads it back. Takes 5 bytes a sample (more with a
         sampler of your own, or a policy without levels).
 
@@ -923,6 +1318,7 @@ class DataPruner:
             StateError: within an epoch of a distributed run, some losses are not known to all
                 ranks yet; call `synchronize` first, on every rank.
         """
+        self._settle()
         self._flush()
         if len(self._pending):
             raise StateError(
@@ -933,9 +1329,12 @@ class DataPruner:
         snapshot = Snapshot(
             epoch=self._epoch,
             position=self._plan_position,
+            steps=self._steps,
+            is_over=self._has_left,
+            batch_size=self._planner.batch_size,
             scores=self._planner.table.values,
             memory=self._planner.memory,
-            plan=self._plan,
+            plan=self._plan_as_trained(),
             tally=self._tally,
             history=self._history,
             shard=self._planner.shard,
@@ -944,7 +1343,24 @@ class DataPruner:
 
     @property
     def _plan_position(self) -> int:
-        return self._start if self._position == 0 else self.share.position(self._position)
+        if self._position == 0:
+            return self._start
+        if self._done is not None:
+            return self._start + sum(map(len, self._done))
+        return self.share.position(self._position)
+
+    @property
+    def _steps(self) -> int:
+        """Samples of a share that have come in this epoch, padding included; alike on all ranks."""
+        if self._position == 0 and self._start == 0 and self._before == 0.0:
+            return 0
+        return math.ceil(self.share.before) + self._position
+
+    def _plan_as_trained(self) -> EpochPlan | None:
+        """The plan, with what has come in another order first."""
+        if self._done is None or self._plan is None:
+            return self._plan
+        return self._plan.with_first(np.concatenate(self._done))
 
     def load_state_dict(self, state: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
         """Go on from a saved state: the same batches, weights and scores as never having stopped.
@@ -974,12 +1390,24 @@ class DataPruner:
                 "or a generator"
             )
         self._planner.restore(shard, saved.scores, saved.memory)
+        self._planner.kept = [record.kept for record in saved.history]
+        if self.batch_size is None:
+            self._planner.batch_size = saved.batch_size
         self._epoch, self._plan = saved.epoch, saved.plan
-        self._start, self._position = saved.position, 0
+        if saved.position == 0 and saved.batch_size != self._planner.batch_size:
+            self._plan = None  # to be planned in batches of the size that was given
+        self._start, self._position, self._is_over = saved.position, 0, saved.is_over
+        self._before = saved.steps
         self._tally, self._history = saved.tally, saved.history
         self._share = None
         self._pending, self._has_met = PendingLosses(), False
-        self._buffer = self._ledger = self._earlier = self._superseded = None
+        self._done = self._came = self._padding = None
+        self._buffer = self._ledger = self._finished = self._looked_from = None
+        self._stream_steps = self._stream_batch = 0
+        self._reads_as_said, self._left_open = False, None
+        if self.sharded and self._epoch < self.num_epochs:
+            _ = self.share  # planned now, where all ranks are: it takes a collective
+        self._settle()
         self._show_plan_to_stream()
 
     def __copy__(self) -> DataPruner:
@@ -987,6 +1415,7 @@ class DataPruner:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy stands where the original stands, but no loader is drawing from it.
+        self._settle()
         self._flush()
         if len(self._pending):
             raise StateError(
@@ -994,13 +1423,16 @@ class DataPruner:
                 "pruner.synchronize()"
             )
         members = self.__dict__.copy()
-        members.update(_ledger=None, _earlier=None, _superseded=None, _share=None, _has_met=False)
-        members.update(_start=self._plan_position, _position=0)
+        members.update(_ledger=None, _finished=None, _looked_from=None, _left_open=None)
+        members.update(_share=None, _has_met=False)
+        members.update(_start=self._plan_position, _position=0, _is_over=self._has_left)
+        members.update(_before=float(self._steps))
+        members.update(_plan=self._plan_as_trained(), _done=None, _came=None, _padding=None)
         return members
 
 
 class InfoBatch(DataPruner):
-    """Dynamic data pruning, unbiased but for `budget`: train on about a third fewer samples.
+    """Unbiased dynamic data pruning: train on about a third fewer samples.
 
     In each epoch, samples whose last loss is below the mean are left out with probability
     `prune_ratio`, and the losses of those that remain of them are scaled up by
@@ -1019,22 +1451,19 @@ class InfoBatch(DataPruner):
         dataset: anything with a length, or the length itself. It is not kept or wrapped.
         num_epochs: length of the whole run, at least 1.
         prune_ratio: r in [0, 1), the part of the samples below the mean that an epoch leaves
-            out. 0 is plain shuffled training. Not used with `quantiles`.
+            out; 0.5 if neither it nor `quantiles` nor `budget` is given. 0 is plain shuffled
+            training.
         delta: pruning ends after this fraction of the epochs, in [0, 1].
         quantiles: instead of the mean threshold, (upper quantile, keep ratio) pairs of score
             ranges; `infobatch.policies.PAPER_QUANTILES` is what the paper's 40% results used.
         budget: instead of a prune ratio, what the run may cost: 0.6 is 60% of the sample passes of
-            the full run, warm-up and annealing included. It is met exactly. With a budget the
-            policy is not the paper's but one that has been as good at equal cost or better
-            (`infobatch.policies.ProportionalSampling`): what is learned is left out, and nothing is
-            scaled up, which is biased towards what is not learned yet. Where the model is sure of
-            no sample it leaves out a random part, which is full data for fewer epochs, and says so
-            in a warning. Its scores are cross-entropies: with label smoothing pass `update(losses,
-            scores=...)` those without. The paper's own rule under a budget is `DataPruner(dataset,
-            num_epochs, BudgetThreshold(), budget=...)`. With `quantiles`, their prune ratios are
-            scaled alike.
-        ratio_schedule, groups, seed, sampler, warmup_epochs, score_ema, process_group, rank,
-            world_size, sharded: see `DataPruner`.
+            the full run, warm-up and annealing included. It is met within half a batch. The prune
+            ratio of each epoch is solved for; where the samples below the mean are too few, the
+            threshold is higher (`infobatch.policies.BudgetThreshold`). With `quantiles`, their
+            prune ratios are scaled alike. `DataPruner(dataset, num_epochs, budget=...)` is another
+            policy, biased and often better at equal cost.
+        ratio_schedule, batch_size, groups, seed, sampler, warmup_epochs, score_ema,
+            process_group, rank, world_size, sharded: see `DataPruner`.
 
     Raises:
         TypeError, ValueError: an argument outside its range; the message names it.
@@ -1044,12 +1473,13 @@ class InfoBatch(DataPruner):
         self,
         dataset: Sized | SupportsIndex,
         num_epochs: int,
-        prune_ratio: float = _PRUNE_RATIO,
+        prune_ratio: float | None = None,
         delta: float = 0.875,
         *,
         quantiles: Mapping[float, float] | Iterable[tuple[float, float]] | None = None,
         budget: float | None = None,
         ratio_schedule: RatioSchedule = "constant",
+        batch_size: int | None = None,
         groups: ArrayLike | None = None,
         seed: int = 0,
         sampler: Iterable[int] | None = None,
@@ -1060,16 +1490,17 @@ class InfoBatch(DataPruner):
         world_size: int | None = None,
         sharded: bool = False,
     ) -> None:
-        policy: AnyPolicy = MeanThreshold(prune_ratio)
+        policy: AnyPolicy = MeanThreshold(_PRUNE_RATIO if prune_ratio is None else prune_ratio)
         if quantiles is not None:
             policy = QuantileThresholds(normalise_quantiles(quantiles))
         elif budget is not None:
-            policy = ProportionalSampling()
-        if budget is not None and prune_ratio != _PRUNE_RATIO:
-            raise ValueError(
-                f"a budget solves for the prune ratio, so prune_ratio={prune_ratio!r} has no "
-                "effect; give one of the two"
-            )
+            policy = BudgetThreshold()
+        for name, given in (("budget", budget), ("quantiles", quantiles)):
+            if given is not None and prune_ratio is not None:
+                raise ValueError(
+                    f"{name}= decides what is pruned, so that prune_ratio={prune_ratio!r} would "
+                    "have no effect; give one of the two"
+                )
         super().__init__(
             dataset,
             num_epochs,
@@ -1081,6 +1512,7 @@ class InfoBatch(DataPruner):
             score_ema=score_ema,
             budget=budget,
             ratio_schedule=ratio_schedule,
+            batch_size=batch_size,
             groups=groups,
             process_group=process_group,
             rank=rank,
@@ -1118,6 +1550,12 @@ def _checked_policy(
 
 
 def _checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:
+    if isinstance(sampler, BatchSampler):
+        raise TypeError(
+            "sampler must yield the index of one sample at a time, got a "
+            f"{type(sampler).__name__}, which yields batches; pass the sampler inside it, and let "
+            "the loader form batches from pruner.sampler"
+        )
     if sampler is not None and not (
         hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
     ):

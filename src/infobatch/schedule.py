@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
 from infobatch.validation import check_fraction, check_int
 
@@ -20,6 +20,10 @@ def pruned_epochs(num_epochs: int, delta: float, warmup_epochs: int) -> range:
     The last (1 - delta) of the run trains on the full data, to anneal what pruning has changed
     in the gradient's variance (Qin et al. 2024, arXiv 2303.04947, section 3.4). `delta` is read
     as the decimal number that was written: 0.1 * 30 is 3 here, and not 3.0000000000000004.
+
+    An epoch is pruned or it is not, so with a delta of 0.875 a run of fewer than 8 epochs is pruned
+    to its end. Making its last epoch whole costs more than it gains: docs/research-log.md, step 12.
+    A delta of (num_epochs - 1) / num_epochs does it.
     """
     end = math.ceil(Fraction(delta).limit_denominator(1_000_000) * num_epochs)
     return range(min(warmup_epochs, end), end)
@@ -140,7 +144,7 @@ class ProgressScheduler:
     This adapter advances it by progress instead: after half the epochs, or with `budget=` half
     the sample passes, the scheduler stands at half its steps, and after the last step at the
     value of its last step, never beyond. It works with any chainable or closed-form torch
-    scheduler, OneCycleLR included.
+    scheduler, OneCycleLR, SequentialLR and ChainedScheduler included.
 
         scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=num_epochs * steps_per_full_epoch)
         scheduler = ProgressScheduler(scheduler, pruner)
@@ -180,7 +184,7 @@ class ProgressScheduler:
         self.optimizer = scheduler.optimizer
         self.total_steps = check_int("total_steps", total_steps, at_least=1)
         self._pruner = pruner
-        self._done = max(0, int(scheduler.last_epoch))
+        self._done = _steps_taken(scheduler)
 
     def step(self) -> None:
         """Advance to where the run is; call after each `optimizer.step()`."""
@@ -203,3 +207,10 @@ class ProgressScheduler:
         """Restore what `state_dict` returned."""
         self.scheduler.load_state_dict(state["scheduler"])
         self._done = int(state["done"])
+
+
+def _steps_taken(scheduler: LRScheduler) -> int:
+    """How often a scheduler has stepped; a chain, which counts none, as often as its first part."""
+    if isinstance(scheduler, ChainedScheduler):
+        return _steps_taken(scheduler._schedulers[0])
+    return max(0, int(scheduler.last_epoch))

@@ -10,6 +10,7 @@ from the seed, unless it is that of the user's own sampler.
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from infobatch.plan import EpochPlan, Shard, shuffled
 from infobatch.policies.base import Selection, is_policy
 from infobatch.scores import FloatArray
 
-FORMAT = 4
+FORMAT = 5
+_OLDEST = 4  # without steps, is_over, batch_size and left_out
 
 _T = TypeVar("_T")
 
@@ -38,6 +40,9 @@ class Snapshot:
     Attributes:
         epoch: the epoch that is running or due.
         position: plan position up to which losses have come; 0 between epochs.
+        steps: samples of this epoch that each rank has had, padding included; alike on all ranks.
+        is_over: the loop over that epoch had been left, so that the next one is due.
+        batch_size: of the loader, as far as it was seen.
         scores: (n,) float32, of the samples in `shard`.
         memory: by column (n,) float32, what the policy remembers of them.
         plan: of that epoch, if it has been made.
@@ -48,6 +53,9 @@ class Snapshot:
 
     epoch: int
     position: int
+    steps: float
+    is_over: bool
+    batch_size: int | None
     scores: FloatArray
     memory: dict[str, FloatArray]
     plan: EpochPlan | None
@@ -67,6 +75,9 @@ class Snapshot:
             "settings": settings,
             "epoch": self.epoch,
             "position": self.position,
+            "steps": math.ceil(self.steps),
+            "is_over": int(self.is_over),
+            "batch_size": self.batch_size or 0,
             "scores": torch.from_numpy(self.scores.copy()),
             "level": torch.from_numpy(level),
             "memory": {name: torch.from_numpy(v.copy()) for name, v in self.memory.items()},
@@ -88,6 +99,17 @@ class Snapshot:
         """
         if not isinstance(state, Mapping):
             raise StateError(f"a state is a dict, got {type(state).__name__}")
+        return cls._unpack(_of_today(state), settings, columns, checked=state)
+
+    @classmethod
+    def _unpack(
+        cls,
+        state: Mapping[str, Any],
+        settings: dict[str, Any],
+        columns: Collection[str],
+        *,
+        checked: Mapping[str, Any],
+    ) -> Snapshot:
         _check_settings(state, settings)
         shard = _unpack_shard(state, settings)
         epoch = _count(state, "epoch", at_most=settings["num_epochs"])
@@ -96,10 +118,13 @@ class Snapshot:
         memory = _unpack_memory(state, columns, len(shard))
         saved_sum = _entry(state, "checksum", int)
         position = _count(state, "position", at_most=2**62)
+        steps = _count(state, "steps", at_most=2**62)
+        is_over = bool(_count(state, "is_over", at_most=1))
+        batch_size = _count(state, "batch_size", at_most=2**62) or None
         tally = _unpack_fields(_entry(state, "tally", dict), LossTally)
         history = _unpack_history(state, epoch)
         packed_plan = _sequence(state, "plan")
-        if saved_sum != _checksum({**state, "scores": scores, "level": level, "memory": memory}):
+        if saved_sum != _checksum({**checked, "scores": scores, "level": level, "memory": memory}):
             raise StateError(
                 "the state is damaged: its contents are not those that its checksum was made of"
             )
@@ -109,7 +134,19 @@ class Snapshot:
                 f"the state's entry 'position' must be at most {len(plan) if plan else 0}, "
                 f"got {position}"
             )
-        return cls(epoch, position, scores, memory, plan, tally, history, shard)
+        return cls(
+            epoch,
+            position,
+            steps,
+            is_over,
+            batch_size,
+            scores,
+            memory,
+            plan,
+            tally,
+            history,
+            shard,
+        )
 
     @classmethod
     def merge(
@@ -153,14 +190,16 @@ class _Merged:
 
     def add(self, saved: Snapshot) -> None:
         first = self._first = self._first or saved
-        if (saved.epoch, saved.shard.count, saved.history) != (
-            first.epoch,
-            first.shard.count,
-            first.history,
-        ) and not _same_history(saved.history, first.history):
+        moment, moment_of_first = (
+            (snapshot.epoch, snapshot.steps, snapshot.is_over, snapshot.shard.count)
+            for snapshot in (saved, first)
+        )
+        if moment != moment_of_first or not _same_history(saved.history, first.history):
             raise StateError(
-                f"the states are of different times or runs: epoch {saved.epoch} of "
-                f"{saved.shard.count} ranks, epoch {first.epoch} of {first.shard.count}"
+                "the states are of different times or runs: one was saved at epoch "
+                f"{saved.epoch}, after {saved.steps} samples on each of {saved.shard.count} ranks, "
+                f"another at epoch {first.epoch}, after {first.steps} on each of "
+                f"{first.shard.count}; pass those that all ranks have saved at one moment"
             )
         if saved.shard.index in self._seen:
             raise StateError(f"the states hold that of rank {saved.shard.index} twice")
@@ -211,6 +250,9 @@ class _Merged:
         return Snapshot(
             first.epoch,
             position,
+            first.steps * first.shard.count / self._shard.count,
+            first.is_over,
+            first.batch_size,
             self._scores,
             self._memory,
             plan,
@@ -272,9 +314,10 @@ def _add_to_checksum(value: Any, checksum: int) -> int:
 
 def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
     version = _entry(state, "format", int)
-    if version != FORMAT:
+    if not _OLDEST <= version <= FORMAT:
         raise StateError(
-            f"the state has format {version}, this version of infobatch reads format {FORMAT}"
+            f"the state has format {version}, this version of infobatch reads formats {_OLDEST} to "
+            f"{FORMAT}"
         )
     saved = _entry(state, "settings", dict)
     for name, mine in settings.items():
@@ -283,6 +326,23 @@ def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
                 f"the state was saved with {name}={saved.get(name)!r}, this pruner has "
                 f"{name}={mine!r}; build the pruner with the settings of the saved run"
             )
+
+
+def _of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state of an older format, with what it lacks."""
+    if _entry(state, "format", int) != _OLDEST or not isinstance(state.get("tally"), dict):
+        return state
+    history = state.get("history")
+    records = history if isinstance(history, (list, tuple)) else ()
+    with_left_out = tuple({"left_out": 0, **r} if isinstance(r, dict) else r for r in records)
+    return {
+        **state,
+        "steps": state.get("position"),
+        "is_over": 0,
+        "batch_size": 0,
+        "tally": {"left_out": 0, **state["tally"]},
+        "history": with_left_out,
+    }
 
 
 def _is_equal(saved: object, mine: object) -> bool:
@@ -352,6 +412,12 @@ def _unpack_plan(
     )
     if not 0 < len(plan) <= total:
         raise StateError(f"the state's plan keeps {len(plan)} of {total} samples")
+    heaviest = float(selection.weights.max())
+    if heaviest > settings["num_samples"]:
+        raise StateError(
+            f"the state's plan has a weight of {heaviest:g}; weights are at most the number of "
+            f"samples, {settings['num_samples']}"
+        )
     return plan
 
 
@@ -400,7 +466,9 @@ def _unpack_fields(packed: object, kind: type[_T]) -> _T:
             f"a {kind.__name__} in the state must have the entries {sorted(fields)}, got {packed!r}"
         )
     for name, annotation in fields.items():
-        _entry(packed, name, int if annotation == "int" else float)
+        value = _entry(packed, name, int if annotation == "int" else float)
+        if annotation == "int" and value < 0:
+            raise StateError(f"{name} of a {kind.__name__} in the state is negative: {value}")
     return kind(**packed)
 
 

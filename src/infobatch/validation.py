@@ -4,8 +4,41 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sized
-from typing import SupportsIndex
+import os
+from collections.abc import Mapping, Sized
+from typing import Any, Generic, SupportsIndex, TypeVar, cast
+
+from torch.utils.data import Dataset
+
+_T = TypeVar("_T")
+
+
+class Setting(Generic[_T]):
+    """An attribute that can be set once: a setting of a run, which must not change while it runs.
+
+        class Run:
+            num_epochs = Setting[int]()
+
+    Raises:
+        AttributeError: it is set a second time.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> _T:
+        if instance is None:
+            raise AttributeError(self._name)
+        return cast(_T, instance.__dict__[self._name])
+
+    def __set__(self, instance: Any, value: _T) -> None:
+        if self._name in instance.__dict__:
+            raise AttributeError(
+                f"{self._name} is a setting of the run and cannot be changed after the pruner is "
+                "built; build a new pruner, and load_state_dict to go on with a run of the same "
+                "settings"
+            )
+        instance.__dict__[self._name] = value
 
 
 def check_fraction(name: str, value: object, *, below_one: bool = False) -> float:
@@ -71,9 +104,14 @@ def length(dataset: Sized | SupportsIndex) -> int:
     """The length of a data set, or the length itself where that is given; at least 1.
 
     Raises:
-        TypeError: it has none.
+        TypeError: it has none, or one that counts something else than samples.
         ValueError: it is empty.
     """
+    if (remedy := _instead_of(dataset)) is not None:
+        raise TypeError(
+            "dataset must be the data set, whose length is the number of samples, got "
+            f"{type(dataset).__name__}{remedy}"
+        )
     try:
         size = len(dataset)  # type: ignore[arg-type]  # the except clause is the check
     except TypeError:
@@ -86,3 +124,25 @@ def length(dataset: Sized | SupportsIndex) -> int:
     if size < 1:
         raise ValueError("dataset must have at least one sample, got an empty one")
     return size
+
+
+def _instead_of(dataset: object) -> str | None:
+    """What is wrong with what stands near a data set and has a length too; None: nothing."""
+    if isinstance(dataset, (str, bytes, os.PathLike)):
+        return f" {os.fspath(dataset)!r}; pass the data set that is read from there"
+    if isinstance(dataset, Mapping):
+        names = list(dataset)
+        shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        example = f', such as splits["{names[0]}"]' if names and isinstance(names[0], str) else ""
+        return (
+            f" of {shown or 'nothing'}; pass one of its values{example}, or the number of samples"
+        )
+    if isinstance(dataset, tuple):
+        return (
+            f" of {len(dataset)}; for inputs and labels pass TensorDataset(x, y), for samples "
+            "list(samples)"
+        )
+    is_loader = hasattr(dataset, "dataset") and hasattr(dataset, "sampler")  # torch's, or like it
+    if is_loader and not isinstance(dataset, Dataset):
+        return ", which counts batches; pass loader.dataset"
+    return None

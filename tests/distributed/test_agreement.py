@@ -3,6 +3,7 @@
 import os
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import DistributedError, StateError
-from infobatch.policies import RandomSubset
+from infobatch.policies import RandomSubset, Selection
 
 N, BATCH, EPOCHS = 64, 8, 4
 
@@ -92,7 +93,9 @@ def test_ranks_that_load_different_states_are_told():
 
 
 def leave_early(rank):
-    train(InfoBatch(N, EPOCHS), stop=lambda epoch, step: is_odd(rank) and (epoch, step) == (1, 1))
+    """With a batch in hand, which is then one that it has left out."""
+    pruner = InfoBatch(4 * N, EPOCHS)
+    train(pruner, stop=lambda epoch, step: is_odd(rank) and (epoch, step) == (1, 1))
 
 
 def test_a_rank_that_leaves_an_epoch_early_is_told_of_on_every_rank():
@@ -120,7 +123,7 @@ def leave_early_under_ddp(rank):
     began = time.monotonic()
     try:
         train(
-            InfoBatch(N, EPOCHS),
+            InfoBatch(4 * N, EPOCHS),
             model=model,
             stop=lambda epoch, step: is_odd(rank) and (epoch, step) == (1, 1),
         )
@@ -137,7 +140,7 @@ def test_under_ddp_a_rank_that_leaves_early_is_told_within_the_timeout():
     assert kind == "ok"
     assert "the others" in message
     assert "leaves an epoch early (break)" in message
-    assert "the end of an epoch (epoch 1, position 8)" in message
+    assert "the end of an epoch (epoch 1, position 16)" in message
     assert 2.0 < seconds < 20.0
 
 
@@ -211,6 +214,50 @@ def peek_on_one_rank(rank):
         if rank == 0:
             len(loader), pruner.plan, pruner.scores, pruner.state_dict()
     return pruner.history
+
+
+class SummaryOfAnySize:
+    """Sends one number for each sample with a high loss, and so another number on each rank."""
+
+    def summarise(self, scores):
+        return scores[scores > 50].astype(np.float64)
+
+    def select_with(self, scores, summary, epoch, rng):
+        return Selection.full(len(scores))
+
+    def select(self, scores, epoch, rng):
+        return self.select_with(scores, self.summarise(scores), epoch, rng)
+
+
+def train_with_summaries_of_any_size(rank):
+    train(DataPruner(N - 1, EPOCHS, SummaryOfAnySize(), sharded=True))
+
+
+def test_ranks_that_have_unequally_much_to_send_are_told_before_it_is_sent():
+    for kind, error in launch(2, train_with_summaries_of_any_size):
+        assert kind == "error"
+        assert isinstance(error, DistributedError)
+        assert "planning of an epoch 1 rank 0 has " in str(error)
+        assert "bytes to send and rank 1 " in str(error)
+        assert "Let summarise return equally many numbers on every rank" in str(error)
+
+
+def resume_on_one_rank_alone(rank):
+    pruner = InfoBatch(N, EPOCHS, warmup_epochs=0, sharded=True)
+    train(pruner, epochs=1, stop=lambda epoch, step: step == 2)
+    resumed = InfoBatch(N, EPOCHS, warmup_epochs=0, sharded=True)
+    if is_odd(rank):
+        resumed.load_state_dict(pruner.state_dict())
+    train(resumed)
+
+
+def test_ranks_of_which_one_plans_and_one_goes_on_with_its_plan_are_told():
+    for kind, error in launch(2, resume_on_one_rank_alone):
+        assert kind == "error"
+        assert isinstance(error, DistributedError)
+        assert "rank 0 is at the planning of an epoch, epoch 0" in str(error)
+        assert "rank 1 is at the sharing out of an epoch, epoch 0" in str(error)
+        assert "load_state_dict alike" in str(error)
 
 
 def test_one_rank_may_look_at_everything_between_epochs():

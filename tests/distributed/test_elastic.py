@@ -17,20 +17,25 @@ N, EPOCHS, GLOBAL_BATCH = 70, 6, 12
 
 
 def train(pruner, batch, model, optimizer, stop=None):
-    """Train to the end, or to a step (epoch, step); the samples of each step."""
+    """Train to the end, or to a step (epoch, step) and stay within its epoch.
+
+    Returns:
+        the samples of each step, and the iterator of the loop that was not left, if any.
+    """
     loader = DataLoader(Points(N), batch, sampler=pruner.sampler)
     steps = []
     for epoch in range(pruner.epoch, EPOCHS):
-        for step, (inputs, labels, indices) in enumerate(loader):
+        batches = iter(loader)
+        for step, (inputs, labels, indices) in enumerate(batches):
             if (epoch, step) == stop:
-                return steps
+                return steps, batches
             losses = F.cross_entropy(model(inputs.double()), labels, reduction="none")
             loss = pruner.update(losses)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             steps.append(indices.tolist())
-    return steps
+    return steps, None
 
 
 def stage(world_size, state, stop, wrap):
@@ -43,10 +48,12 @@ def stage(world_size, state, stop, wrap):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-    steps = train(pruner, GLOBAL_BATCH // world_size, wrap(model), optimizer, stop)
+    steps, batches = train(pruner, GLOBAL_BATCH // world_size, wrap(model), optimizer, stop)
     pruner.synchronize()
+    state = pruner.state_dict()
+    del batches
     return {
-        "pruner": pruner.state_dict(),
+        "pruner": state,
         "model": copy.deepcopy(model.state_dict()),
         "optimizer": copy.deepcopy(optimizer.state_dict()),
         "steps": steps,
@@ -88,10 +95,11 @@ def test_no_planned_sample_is_lost_or_repeated_beyond_padding(saved, loaded, ste
 
     def before(group):
         pruner, done = make(group), []
-        loader = DataLoader(torch.arange(211), 7, sampler=pruner.sampler)
+        loader = DataLoader(torch.arange(211), 5, sampler=pruner.sampler)
         for ids in loader:
             pruner.update(losses(ids))
-        for number, ids in enumerate(loader):
+        batches = iter(loader)
+        for number, ids in enumerate(batches):
             if number == step:
                 break
             weighted = pruner.update(losses(ids), reduction="none")
@@ -108,7 +116,7 @@ def test_no_planned_sample_is_lost_or_repeated_beyond_padding(saved, loaded, ste
     def after(group):
         pruner, done = make(group), []
         pruner.load_state_dict(states[0])
-        for ids in DataLoader(torch.arange(211), 7, sampler=pruner.sampler):
+        for ids in DataLoader(torch.arange(211), 5, sampler=pruner.sampler):
             weighted = pruner.update(losses(ids), reduction="none")
             done += [i for i, w in zip(ids.tolist(), weighted.tolist(), strict=True) if w > 0]
         return done, pruner.history

@@ -5,7 +5,7 @@ The reference and the policy share their draws: the same generator, asked in the
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 
 from infobatch import policies as p
 from infobatch.errors import PolicyError
+from infobatch.policies.base import for_run
 from infobatch.policies.seta import one_dimensional_k_means
 
 N = 60
@@ -362,6 +363,23 @@ def test_kakurenbo_told_how_many_hides_the_lowest():
     assert weights(selection).sum() == pytest.approx(N)
 
 
+def test_kakurenbo_falls_at_the_same_parts_of_a_run_of_any_length():
+    scores = np.zeros(N, dtype=np.float32)  # all are classified surely
+    for num_epochs in (10, 200):
+        policy = for_run(p.Kakurenbo(max_fraction=0.5), num_epochs)
+        assert policy == p.Kakurenbo(max_fraction=0.5, num_epochs=num_epochs)
+        for part, expected in ((0, 0.5), (0.2, 0.5), (0.3, 0.4), (0.6, 0.3), (0.8, 0.2), (1, 0.2)):
+            epoch = min(round(part * num_epochs), num_epochs - 1)
+            assert len(kept(policy.select(scores, epoch, rng()))) == N - int(expected * N)
+
+
+def test_kakurenbo_that_does_not_know_the_length_of_the_run_says_so():
+    policy = p.Kakurenbo()
+    with pytest.raises(PolicyError, match=r"how long that is: give it to a DataPruner.*num_epochs"):
+        policy.select(losses(), 3, rng())
+    assert len(kept(policy.select_exactly(losses(), 25, 3, rng()))) == 25  # that needs no length
+
+
 def naive_k_means(values, k):
     """Lloyd's algorithm, with the quantiles as first centres."""
     centres = [float(np.quantile(values, (j + 0.5) / k)) for j in range(k)]
@@ -606,6 +624,77 @@ def test_evolved_sampling():
     assert choice.positions.tolist() == sorted(drawn.tolist())
     expected = [0.9 * a + 0.1 * b for a, b in zip(s, scores, strict=True)]
     np.testing.assert_allclose(memory["s"], expected, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ the length of the run
+
+
+@dataclass(frozen=True)
+class Rising(p.MeanThreshold):
+    num_epochs: int | None = None
+
+
+class Plain:
+    """No dataclass, and with a policy inside."""
+
+    def __init__(self, policy=None, num_epochs=None):
+        self.policy, self.num_epochs, self.calls = policy, num_epochs, []
+
+    def select(self, scores, epoch, rng):
+        self.calls.append(epoch)
+        return p.Selection.full(len(scores))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda number: p.Kakurenbo(0.2, 0.6, number),
+        lambda number: Rising(0.3, number),
+        lambda number: p.CappedWeights(Rising(0.3, number), 2.0),
+        lambda number: p.ProtectedTail(p.AgedScores(p.Kakurenbo(num_epochs=number), 3.0), 0.2, 0.8),
+    ],
+)
+def test_a_policy_learns_the_length_of_the_run_wherever_it_stands(build):
+    left_open = build(None)
+    before = repr(left_open)
+    assert repr(for_run(left_open, 12)) == repr(build(12))
+    assert repr(left_open) == before
+    given = build(12)
+    assert for_run(given, 12) is given
+
+
+def test_groups_stay_where_a_policy_within_them_learns_the_length_of_the_run():
+    policy = for_run(p.WithinGroups(p.Kakurenbo(), np.arange(N) % 7), 7)
+    expected = p.WithinGroups(p.Kakurenbo(num_epochs=7), np.arange(N) % 7)
+    assert repr(policy) == repr(expected)
+    assert policy.min_keep(N) == expected.min_keep(N)
+    selections = [each.select_from({}, losses(), None, 6, rng()) for each in (policy, expected)]
+    np.testing.assert_array_equal(*map(weights, selections))
+
+
+def test_a_policy_that_is_no_dataclass_learns_it_in_a_copy():
+    policy = Plain(p.Kakurenbo())
+    bound = for_run(policy, 9)
+    assert (policy.num_epochs, policy.policy.num_epochs) == (None, None)
+    assert (bound.num_epochs, bound.policy.num_epochs) == (9, 9)
+    assert type(bound) is Plain
+
+
+@pytest.mark.parametrize(
+    "policy", [p.MeanThreshold(), p.WithinGroups(p.ProportionalSampling(), [0] * 4), p.FullData()]
+)
+def test_a_policy_that_does_not_ask_for_the_length_of_the_run_is_left_as_it_is(policy):
+    assert for_run(policy, 9) is policy
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [p.Kakurenbo(num_epochs=100), p.AgedScores(p.Kakurenbo(num_epochs=100)), Plain(None, 100)],
+    ids=["alone", "inside another", "no dataclass"],
+)
+def test_a_policy_for_a_run_of_another_length_is_refused(policy):
+    with pytest.raises(ValueError, match=r"num_epochs=200, but .* was made for 100; leave num_ep"):
+        for_run(policy, 200)
 
 
 # ------------------------------------------------------------------ settings

@@ -452,7 +452,7 @@ def run(policy, num_epochs=3):
     A step is (epoch, samples, what update returned).
     """
     table = torch.from_numpy(losses(40))
-    pruner = DataPruner(40, num_epochs, policy, delta=1.0, seed=4)
+    pruner = DataPruner(40, num_epochs, policy, delta=1.0, seed=4, batch_size=1)
     loader = DataLoader(range(40), batch_size=8, sampler=pruner.sampler)
     steps = [
         (epoch, samples, pruner.update(table[samples]))

@@ -48,7 +48,8 @@ def train(pruner, stop=None, *, batch=BATCH, loader_type=DataLoader, load=None, 
         loader.load_state_dict(load)
     steps = []
     for epoch in range(pruner.epoch, EPOCHS):
-        for step, (inputs, _, indices) in enumerate(loader):
+        loader.loop = iter(loader)  # kept: what is saved afterwards was saved inside the loop
+        for step, (inputs, _, indices) in enumerate(loader.loop):
             if (epoch, step) == stop and loader_type is DataLoader:
                 return steps, loader
             weighted = pruner.update(inputs[:, 0].square(), reduction="none")
@@ -105,7 +106,8 @@ def ddp_stage(rank, folder, load, stop):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = DataLoader(Points(N), BATCH // world_size, sampler=pruner.sampler)
     for epoch in range(pruner.epoch, EPOCHS):
-        for step, (inputs, labels, _) in enumerate(loader):
+        batches = iter(loader)
+        for step, (inputs, labels, _) in enumerate(batches):
             if (epoch, step) == stop:
                 break
             losses = F.cross_entropy(model(inputs.double()), labels, reduction="none")

@@ -20,7 +20,9 @@ N, EPOCHS, BATCH = 40, 4, 8
 def trained(epoch, step, **options):
     pruner = InfoBatch(N, EPOCHS, **options)
     for _ in range(EPOCHS):
-        for number, ids in enumerate(DataLoader(range(N), BATCH, sampler=pruner.sampler)):
+        # Kept, so that the loop is not left and a state is one that was saved inside it.
+        pruner.sampler.loop = iter(DataLoader(range(N), BATCH, sampler=pruner.sampler))
+        for number, ids in enumerate(pruner.sampler.loop):
             if (pruner.epoch, number) == (epoch, step):
                 return pruner
             pruner.update(ids.float() % 7)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import InfoBatchError, NonFiniteLossWarning, StateError
@@ -93,19 +93,24 @@ class Training:
         self.log = []
 
     def run(self, *, stop=None, breaks=None, epochs=EPOCHS):
-        """Train to the end, or up to `stop` = (epoch, step); leave epochs early as `breaks` say."""
+        """Train to the end, or up to `stop` = (epoch, step); leave epochs early as `breaks` say.
+
+        Stopped within an epoch, its loop is not left: a state is then one that was saved inside it.
+        """
         for epoch in range(self.pruner.epoch, epochs):
             self.pruner.sampler.set_epoch(epoch)
             if stop == (epoch, 0):
                 return self
             steps = -(-len(self.pruner.plan) // B)
-            for batch in self.loader:
+            self.batches = iter(self.loader)
+            for batch in self.batches:
                 self.step(*batch)
                 done = sum(entry[0] == epoch for entry in self.log)
                 if stop in ((epoch, done), (epoch, done - steps)):
                     return self
                 if breaks is not None and breaks.get(epoch) == done:
                     break
+            self.batches = None
         return self
 
     def step(self, ids, x, y):
@@ -116,6 +121,10 @@ class Training:
         rescaled.mean().backward()
         self.optimizer.step()
         self.log.append((epoch, ids, losses.detach(), rescaled.detach()))
+
+    def state(self):
+        """The pruner's; taken while this object, which holds the loop, is there."""
+        return self.pruner.state_dict()
 
     def save(self):
         file = io.BytesIO()
@@ -239,18 +248,17 @@ def test_a_resumed_run_whose_epochs_were_left_early_is_the_uninterrupted_run(kin
     assert_same_run(resumed.run(breaks=BREAKS), whole)
 
 
-def test_a_state_saved_right_after_a_break_goes_on_in_that_epoch_or_in_the_next():
-    """Both are wanted: the epoch was interrupted by a crash, or ended on purpose."""
+def test_a_state_from_inside_the_loop_goes_on_there_and_one_from_after_a_break_behind_it():
     stopped = Training(PRUNERS["mean"]).run(stop=(1, 9))
-    state = stopped.save()
-    rest = Training(PRUNERS["mean"]).load(state, stopped.log)
+    rest = Training(PRUNERS["mean"]).load(stopped.save(), stopped.log)
     assert len(rest.pruner.sampler) == len(rest.pruner.plan) - 9 * B
     assert list(rest.pruner.sampler) == rest.pruner.plan.indices[9 * B :].tolist()
-    following = Training(PRUNERS["mean"]).load(state, stopped.log)
-    following.pruner.sampler.set_epoch(2)
-    stopped.pruner.sampler.set_epoch(2)
-    assert following.pruner.epoch == 2
+    stopped.batches = None  # the loop is left
+    following = Training(PRUNERS["mean"]).load(stopped.save(), stopped.log)
+    assert following.pruner.epoch == stopped.pruner.epoch == 2
     assert_same_pruner(following.pruner, stopped.pruner)
+    rest.pruner.sampler.set_epoch(2)  # or the next epoch is asked for
+    assert_same_pruner(rest.pruner, stopped.pruner)
 
 
 def test_len_and_progress_after_loading_are_those_of_what_is_left():
@@ -262,7 +270,11 @@ def test_len_and_progress_after_loading_are_those_of_what_is_left():
     assert resumed.pruner.progress == stopped.pruner.progress
     assert resumed.pruner.epoch == 1
     next(iter(resumed.loader))  # a look changes nothing here either
-    assert len(resumed.loader) == -(-left // B) == len(list(resumed.loader))
+    assert (
+        len(resumed.loader)
+        == -(-left // B)
+        == len(list(BatchSampler(resumed.pruner.sampler, B, drop_last=False)))
+    )
     resumed.run(stop=(2, 0))
     assert len(resumed.pruner.sampler) == len(resumed.pruner.plan)
 
@@ -273,10 +285,10 @@ def test_the_wrapped_order_check_goes_on_after_loading():
     with pytest.raises(InfoBatchError, match="before any batch was drawn"):
         resumed.pruner.update(torch.rand(B))
     batches = iter(resumed.loader)
-    resumed.step(*next(batches))
-    next(batches)
-    with pytest.raises(InfoBatchError, match=r"pruner\.skip\(batch_size\)"):
-        resumed.step(*next(batches))
+    batch = next(batches)
+    resumed.step(*batch)
+    with pytest.raises(InfoBatchError, match="Call it once per batch"):
+        resumed.step(*batch)
 
 
 # --- what a state is ------------------------------------------------------------------------------
@@ -327,7 +339,8 @@ def test_non_finite_losses_before_the_stop_are_still_reported_after_it():
     def run(stop):
         pruner = InfoBatch(64, 3)
         loader = DataLoader(range(64), 8, sampler=pruner.sampler)
-        for step, ids in enumerate(loader):
+        batches = iter(loader)  # held, so that the loop is not left
+        for step, ids in enumerate(batches):
             losses = ids.float()
             if step == 2:
                 losses[:3] = math.nan
@@ -417,7 +430,7 @@ def assert_equal_states(left, right):
 )
 @pytest.mark.parametrize("stop", [(1, 13), (2, 0)], ids=["within an epoch", "between epochs"])
 def test_a_state_of_other_settings_is_refused_with_the_reason(other, reason, stop):
-    state = Training(PRUNERS["mean"]).run(stop=stop).pruner.state_dict()
+    state = Training(PRUNERS["mean"]).run(stop=stop).state()
     pruner = other()
     before = pruner.state_dict()
     with pytest.raises(StateError, match=reason) as caught:
@@ -429,7 +442,7 @@ def test_a_state_of_other_settings_is_refused_with_the_reason(other, reason, sto
 
 
 def test_the_same_policy_written_out_has_the_same_state():
-    state = Training(PRUNERS["mean"]).run(stop=(1, 13)).pruner.state_dict()
+    state = Training(PRUNERS["mean"]).run(stop=(1, 13)).state()
     DataPruner(N, EPOCHS, MeanThreshold(0.5), delta=0.75, seed=6).load_state_dict(state)
 
 
@@ -539,7 +552,7 @@ def test_a_damaged_state_is_refused_and_the_pruner_goes_on_as_before(path, value
 @pytest.fixture(scope="module")
 def damage_case():
     """A good state from within an epoch, and a pruner within an epoch that refuses bad ones."""
-    state = Training(PRUNERS["own sampler"]).run(stop=(1, 13)).pruner.state_dict()
+    state = Training(PRUNERS["own sampler"]).run(stop=(1, 13)).state()
     training = Training(PRUNERS["own sampler"])
     training.pruner.load_state_dict(state)
     return state, training, copy.deepcopy(state)
@@ -570,7 +583,7 @@ def test_any_mapping_will_do():
     class FrozenState(dict):
         pass
 
-    state = Training(PRUNERS["mean"]).run(stop=(1, 13)).pruner.state_dict()
+    state = Training(PRUNERS["mean"]).run(stop=(1, 13)).state()
     pruner = PRUNERS["mean"]()
     pruner.load_state_dict(FrozenState(state))
     assert len(pruner.sampler) == len(pruner.plan) - 13 * B

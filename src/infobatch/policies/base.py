@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -78,6 +80,14 @@ class Selection:
     def is_full(self) -> bool:
         """Whether this is `Selection.full`: every sample is kept with weight 1."""
         return self.level is None and self.weights.strides == (0,) and self.weights[0] == 1.0
+
+    @property
+    def num_kept(self) -> int:
+        """How many samples have a positive weight."""
+        if self.level is None:
+            return len(self) if self.is_full else int(np.count_nonzero(self.weights))
+        sizes = np.bincount(self.level, minlength=len(self.weights))
+        return int(sizes[self.weights > 0].sum())
 
     def __len__(self) -> int:
         return len(self.weights if self.level is None else self.level)
@@ -235,6 +245,44 @@ def reads_probability(policy: AnyPolicy) -> bool:
     with. A policy says so by an attribute of this name.
     """
     return bool(getattr(policy, "reads_probability", False))
+
+
+def for_run(policy: AnyPolicy, num_epochs: int) -> AnyPolicy:
+    """A policy for a run of so many epochs.
+
+    A policy whose schedule is in parts of the run has an attribute `num_epochs`. Where that is
+    None it becomes the run's, in a copy of the policy; so, too, in a policy inside another, which
+    that has as its `policy`. All others are returned as they are.
+
+    Args:
+        policy: of any kind; not changed.
+        num_epochs: of the run, at least 1.
+
+    Raises:
+        ValueError: it was made for another number of epochs.
+    """
+    changes: dict[str, Any] = {}
+    inside: Any = getattr(policy, "policy", None)
+    if is_policy(inside) and (told := for_run(inside, num_epochs)) is not inside:
+        changes["policy"] = told
+    given = getattr(policy, "num_epochs", num_epochs)
+    if given is None:
+        changes["num_epochs"] = num_epochs
+    elif given != num_epochs:
+        raise ValueError(
+            f"the run has num_epochs={num_epochs}, but {policy!r} was made for {given}; leave "
+            "num_epochs of the policy away, and it is that of the run"
+        )
+    if not changes:
+        return policy
+    subject: Any = policy
+    changed: Any = copy.copy(policy)
+    if dataclasses.is_dataclass(subject) and not isinstance(subject, type):
+        changed = dataclasses.replace(subject, **changes)
+    else:
+        vars(changed).update(changes)
+    bound: AnyPolicy = changed
+    return bound
 
 
 def selection_of(

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from infobatch.errors import PolicyError
 from infobatch.policies.base import Selection
 from infobatch.policies.thinning import ascending, kept_only, lowest
 from infobatch.scores import FloatArray
@@ -50,21 +51,33 @@ class Kakurenbo:
         max_fraction: F at the start, in [0, 1).
         confidence: in [0, 1].
         num_epochs: of the run; F falls to 0.8, 0.6 and 0.4 of its start at 30, 60 and 80% of it.
+            None: that of the pruner's run.
     """
 
     reads_probability: ClassVar[bool] = True  # as `confidence` does
     max_fraction: float = 0.3
     confidence: float = 0.7
-    num_epochs: int = 100
+    num_epochs: int | None = None
 
     def __post_init__(self) -> None:
         fraction = check_fraction("max_fraction", self.max_fraction, below_one=True)
         object.__setattr__(self, "max_fraction", fraction)
         object.__setattr__(self, "confidence", check_fraction("confidence", self.confidence))
-        check_int("num_epochs", self.num_epochs, at_least=1)
+        if self.num_epochs is not None:
+            check_int("num_epochs", self.num_epochs, at_least=1)
 
     def fraction(self, epoch: int) -> float:
-        """F in an epoch."""
+        """F in an epoch.
+
+        Raises:
+            PolicyError: the length of the run is not known.
+        """
+        if self.num_epochs is None:
+            raise PolicyError(
+                f"{self!r} hides fewer samples towards the end of the run, so it must know how "
+                "long that is: give it to a DataPruner, which does, or write "
+                "Kakurenbo(num_epochs=...)"
+            )
         return self.max_fraction * falling_fraction(epoch / self.num_epochs)
 
     def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:

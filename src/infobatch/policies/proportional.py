@@ -39,7 +39,7 @@ _GRAIN = 1 << 20  # borders are sums, and exact to so small a part of a sample
 
 @dataclass(frozen=True)
 class ProportionalSampling:
-    """Leave out what is learned: what `InfoBatch(budget=...)` runs.
+    """Leave out what is learned: what `DataPruner(budget=...)` runs.
 
     A sample is kept with probability p = clip(c * min(bound, ceiling)**power, floor, 1) and weighs
     p**-exponent. The bound is one on the norm of its gradient. c is solved for, so that exactly the
