@@ -9,6 +9,8 @@ from infobatch.errors import EpochError, MisalignedUpdateError, StateError
 from infobatch.pruner import DataPruner
 from infobatch.schedule import ProgressScheduler, counts_steps
 
+_FINDERS = {"LearningRateFinder", "BatchSizeFinder"}  # of either package, and what is derived
+
 
 class PruningHooks:
     """The hooks of the callback; see `infobatch.integrations.lightning.InfoBatchCallback`."""
@@ -19,6 +21,8 @@ class PruningHooks:
         self.pruner = pruner
         self._saved: Mapping[str, Any] | None = None
         self._after_reset: int | None = None
+        self._before: Mapping[str, Any] | None = None  # of a fast_dev_run, which does not count
+        self._is_training = False
 
     # ------------------------------------------------------------------ start
 
@@ -27,6 +31,7 @@ class PruningHooks:
         self._saved = None  # of an evaluation's checkpoint
         if stage != "fit":
             return
+        self._stop()
         self._check_run(trainer)
         self.pruner.sampler.host_counts_epochs = False  # compared once, in on_train_start
         pl_module.pruner = self.pruner
@@ -38,6 +43,9 @@ class PruningHooks:
 
         In this order, and after the module has built its schedulers: `estimated_stepping_batches`
         has then been that of a full run, in a resumed run too.
+
+        A finder of learning rates or batch sizes comes next: it takes the callbacks away, trains,
+        undoes its steps, and restores the callbacks' states.
         """
         for config in trainer.lr_scheduler_configs:
             if config.interval == "step" and counts_steps(config.scheduler):
@@ -49,6 +57,24 @@ class PruningHooks:
                 )
         if self._saved is not None:
             self.pruner.load_state_dict(self._saved)
+        if trainer.fast_dev_run:
+            self._before = self.pruner.state_dict()
+        else:
+            self.pruner.sampler.is_paused = any(map(_is_finder, trainer.callbacks))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget a fast_dev_run; go on from a tuner, which ends like this."""
+        self._stop()
+        if self._before is not None:
+            self.pruner.load_state_dict(self._before)
+            self._before = None
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Go on from what has failed."""
+        self._stop()
+
+    def _stop(self) -> None:
+        self.pruner.sampler.is_paused = self._is_training = False
 
     def _check_run(self, trainer: Any) -> None:
         pruner = self.pruner
@@ -72,6 +98,12 @@ class PruningHooks:
         ranks = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
         self.pruner.check_host(place=(ranks["rank"], ranks["num_replicas"]) if ranks else (0, 1))
         self._check_loaders(trainer.fit_loop._combined_loader)
+        fetcher = trainer.fit_loop._data_fetcher
+        if self.pruner.sampler.is_paused:  # no finder has come
+            self.pruner.sampler.is_paused = False
+            iter(fetcher)
+        if hasattr(fetcher, "prefetch_batches") and fetcher.length is not None:
+            self.pruner.sampler.batches_ahead = 0  # it reads ahead where it knows no length
         state, self._saved = self._saved, None
         if state is not None:  # again, for strategies that restore after on_fit_start
             self.pruner.load_state_dict(state)
@@ -90,6 +122,7 @@ class PruningHooks:
             self._set_lengths(trainer)
         else:
             self._resume(trainer, is_to_close=is_to_close)
+        self._is_training = True
 
     def _check_loaders(self, combined: Any) -> None:
         loaders = combined.flattened
@@ -126,7 +159,12 @@ class PruningHooks:
     # ------------------------------------------------------------------ epochs
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Tell the trainer how long this epoch is: it has kept the length of the first."""
+        """Tell the trainer how long this epoch is: it has kept the length of the first.
+
+        An epoch behind the last is a pass that trains nothing, as weight averaging makes for the
+        means of batch norm.
+        """
+        self.pruner.sampler.is_paused = self.pruner.epoch >= self.pruner.num_epochs
         self._set_lengths(trainer)
 
     def on_train_batch_start(
@@ -138,6 +176,9 @@ class PruningHooks:
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what the epoch has saved."""
+        if self.pruner.sampler.is_paused:
+            self.pruner.sampler.is_paused = False
+            return
         self.pruner.end_epoch()  # where limit_train_batches has left it early
         pl_module.log_dict(self.pruner.metrics(), rank_zero_only=True)
 
@@ -167,5 +208,16 @@ class PruningHooks:
         return self.pruner.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep the state until the module has built its optimizers and schedulers."""
-        self._saved = state_dict
+        """Keep the state until the module has built its optimizers and schedulers.
+
+        Or undo at once what a finder has drawn, also one that comes at the start of an epoch.
+        """
+        if self._is_training or self.pruner.sampler.is_paused:
+            self.pruner.sampler.is_paused = False
+            self.pruner.load_state_dict(state_dict)
+        else:
+            self._saved = state_dict
+
+
+def _is_finder(callback: object) -> bool:
+    return bool(_FINDERS & {base.__name__ for base in type(callback).__mro__})

@@ -96,6 +96,7 @@ def keep_shares(loader: Any, pruner: DataPruner) -> None:
             shard.batch_sampler.batch_size //= shard.num_processes
             shard.batch_size, shard.split_batches = shard.batch_sampler.batch_size, False
         shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+    pruner.sampler.batches_ahead = 1  # to know at the last batch that it is the last
     # gather_for_metrics would cut the last batch to what an unpruned epoch leaves over.
     loader._drop_last = True
 

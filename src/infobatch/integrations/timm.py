@@ -48,6 +48,7 @@ def prune_loader(loader: Any, pruner: DataPruner) -> Any:
         return planned
     prefetched = copy.copy(loader)
     prefetched.loader = planned
+    pruner.sampler.batches_ahead = 1  # it loads the next batch before it gives one out
     return prefetched
 
 
@@ -56,7 +57,7 @@ class PrunedLoss(nn.Module):
 
     With Mixup or CutMix a sample's score is the loss that it is trained with, against the mixed
     target, and is credited to the sample in whose place the mixture stands. Policies that read
-    probabilities from scores, that of `InfoBatch(budget=...)` among them, are given the loss
+    probabilities from scores, that of `DataPruner(budget=...)` among them, are given the loss
     without label smoothing, less the entropy of a mixed target; of a function, what it returns.
 
     Args:

@@ -6,7 +6,7 @@ Source of what it sets right: docs/hosts.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,8 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
+from infobatch.integrations._loss_check import Form, LossCheck, nonzero, refusal
 from infobatch.integrations.accelerate import keep_shares
 from infobatch.policies.base import reads_probability
 from infobatch.pruner import DataPruner, InfoBatch
@@ -26,7 +29,7 @@ _Base: Any = Trainer if TYPE_CHECKING else object
 
 STATE_FILE = "infobatch.pt"
 _IGNORED = -100  # the label of tokens that do not count, throughout transformers
-_CLOSE = 0.01  # of the stock loss: what rounding in half precision may amount to
+_CLOSE, _CLOSE_IN_HALF = 0.001, 0.01  # of the stock loss: what rounding may amount to
 
 
 class InfoBatchMixin(_Base):
@@ -37,8 +40,22 @@ class InfoBatchMixin(_Base):
 
     The loss is that of the trainer itself, as the model and its settings give it, plus
     sum_i (w_i - 1) * l_i in the same normalisation, where l_i is the loss of sample i: at weight
-    1 it is the stock loss to the last bit. A sequence is scored by its mean token loss. That the
-    per-sample losses add up to the stock loss is checked at the start of training.
+    1 it is the stock loss to the last bit. A sequence is scored by its mean token loss.
+
+    That the samples' losses add up to the stock loss is checked with every batch: at once as long
+    as too few batches could tell, as the losses of an untrained head are all alike, and then when
+    the next batch comes. Another loss, such as a focal loss or one with class weights, is said by
+    overriding `per_token_losses`, and what is no sample's own in it by `extra_loss`:
+
+        class Weighted(Trainer):
+            def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+                logits = model(input_ids=inputs["input_ids"]).logits
+                return F.cross_entropy(logits, inputs["labels"], CLASS_WEIGHTS)
+
+        class PrunedWeighted(InfoBatchMixin, Weighted):
+            def per_token_losses(self, outputs, labels):
+                losses = F.cross_entropy(outputs.logits, labels, CLASS_WEIGHTS, reduction="none")
+                return losses, CLASS_WEIGHTS[labels]
 
     Args:
         args, kwargs: of the trainer.
@@ -53,7 +70,8 @@ class InfoBatchMixin(_Base):
         EpochError: `num_train_epochs` is not whole or not the pruner's, or `max_steps` is set.
         MisalignedUpdateError: an option under which samples cannot be told apart; the message
             says what to change.
-        LossError: in training: the per-sample losses do not add up to the trainer's loss.
+        LossError: in training: the per-sample losses do not add up to the trainer's loss, or a
+            `compute_loss` of yours does not call that of the mixin.
         StateError: a checkpoint without a pruner's state, or of other settings.
     """
 
@@ -69,7 +87,11 @@ class InfoBatchMixin(_Base):
             pruner = pruner(self.train_dataset, int(self.args.num_train_epochs))
         self.pruner = pruner
         self._check_pruner()
-        self._division: tuple[bool, float] | None = None
+        self._check: LossCheck | None = None
+        self._shifts = False  # whether the losses are those of the next tokens
+        self._at_start: dict[str, Any] | None = None  # the pruner's state where train() began
+        self._rng_of: str | None = None  # the checkpoint whose random state is still to be loaded
+        self._is_drawing = False
         self._plain = False  # whether per_token_losses is asked for plain cross-entropies
         self.add_callback(_Bookkeeping(self))
 
@@ -126,8 +148,28 @@ class InfoBatchMixin(_Base):
         keep_shares(loader, self.pruner)
         return loader
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: Any
+    ) -> tuple[list[Any], Any]:
+        """The batches of a step; behind the first of a resumed epoch the random state is loaded.
+
+        The loader has drawn the seed of its workers by then, which the run that was saved had
+        drawn before.
+        """
+        self._is_drawing = True
+        try:
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        finally:
+            self._is_drawing = False
+        if self._rng_of is not None:
+            self._load_rng_state(self._rng_of)
+            self._rng_of = None
+        return batches, items
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         """Count the tokens of the samples that count; padding of a distributed run does not."""
+        if not self._is_drawing:  # in evaluation
+            return super()._get_num_items_in_batch(batch_samples, device)
         if "labels" not in batch_samples[0]:
             raise LossError(
                 f"a sample's loss is found by its labels, but a batch has {list(batch_samples[0])} "
@@ -140,6 +182,20 @@ class InfoBatchMixin(_Base):
         return items.clamp(min=1) if isinstance(items, Tensor) else items
 
     # ------------------------------------------------------------------ epochs
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own."""
+        self._at_start = None
+        return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """Anew with smaller batches where memory has run out: the pruner begins anew, too."""
+        if self._at_start is None:
+            self._at_start = self.pruner.state_dict()
+        else:
+            self.pruner.load_state_dict(self._at_start)
+        self._check = None
+        return super()._inner_training_loop(batch_size, **kwargs)
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         """Those of a full run, whatever epoch the pruner stands at."""
@@ -181,6 +237,9 @@ class InfoBatchMixin(_Base):
     def _run_epoch(self, *, train_dataloader: Any, **kwargs: Any) -> Any:
         """With the length of this epoch: the trainer has kept that of the first."""
         batches = len(train_dataloader)
+        is_resumed = kwargs["epoch"] == kwargs["epochs_trained"]
+        if is_resumed and self.pruner.is_within_epoch:
+            self._rng_of = kwargs["resume_from_checkpoint"]
         kwargs.update(
             steps_in_epoch=batches,
             num_update_steps_per_epoch=math.ceil(batches / self.args.gradient_accumulation_steps),
@@ -200,15 +259,16 @@ class InfoBatchMixin(_Base):
     # ------------------------------------------------------------------ the loss
 
     def per_token_losses(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The losses whose mean over a batch is the model's loss; override for other models.
+        """The losses whose mean over a batch is the trainer's loss; override for other losses.
 
         Args:
             outputs: of the model, for a batch of B samples.
             labels: (B, ...) as the collator gave them.
 
         Returns:
-            (B, ...) losses, and a bool tensor of the same shape: False where one does not count,
-            in which case it is 0.
+            (B, ...) losses, and a tensor of the same shape with what each counts in the divisor of
+            the mean: True, or False where one does not count, in which case its loss is 0. Under
+            class weights both are multiplied by the weight of the class.
 
         Raises:
             LossError: logits and labels of unknown kind.
@@ -224,7 +284,7 @@ class InfoBatchMixin(_Base):
             and logits.shape[:-1] == labels.shape
             and not labels.is_floating_point()
         ):
-            if self._loss_shifts_labels:
+            if self._shifts and labels.dim() > 1:
                 labels = F.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
             smooths = self.label_smoother is not None and not self._plain
             smoothing = self.args.label_smoothing_factor if smooths else 0.0
@@ -249,6 +309,36 @@ class InfoBatchMixin(_Base):
             f"{labels.dtype}; override per_token_losses(outputs, labels) in your trainer"
         )
 
+    def extra_loss(self, outputs: Any) -> Tensor | float:
+        """The part of the trainer's loss that is no sample's own, a scalar; it is not weighted.
+
+        That of the experts' balance, where the model has experts; override for other losses.
+
+        Args:
+            outputs: of the model, for a batch.
+        """
+        if getattr(outputs, "aux_loss", None) is None:
+            return 0.0
+        model = self._bare_model()
+        for holder in (self, model, *_configs(model)):
+            for name in ("router_aux_loss_coef", "aux_loss_coef"):
+                if getattr(holder, name, None) is not None:
+                    return cast(Tensor, getattr(holder, name) * outputs.aux_loss.detach())
+        return 0.0
+
+    def _bare_model(self) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        base = getattr(model, "get_base_model", None)  # of PEFT
+        return model if base is None else base()
+
+    def _shifts_by_its_loss_function(self) -> bool:
+        """Whether the loss that the trainer uses is that of the next tokens."""
+        model = self._bare_model()
+        if self.label_smoother is not None:
+            return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        has_encoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        return getattr(model, "loss_function", None) is ForCausalLMLoss and not has_encoder
+
     @property
     def _is_dft(self) -> bool:
         """Whether it is TRL's dynamic fine-tuning, whose loss is the cross-entropy times p."""
@@ -267,6 +357,11 @@ class InfoBatchMixin(_Base):
             result = super().compute_loss(model, inputs, return_outputs, **kwargs)
         finally:
             hook.remove()
+        if not seen:
+            raise LossError(
+                "compute_loss has not called the model that it was given, so the samples' losses "
+                "cannot be seen; call model(**inputs) in it"
+            )
         loss, *rest = result if return_outputs else (result,)
         loss = loss + self._correction(loss, seen[0], labels, kwargs.get("num_items_in_batch"))
         return (loss, *rest) if return_outputs else loss
@@ -277,23 +372,87 @@ class InfoBatchMixin(_Base):
         divisor = self.pruner.coming_divisor(len(labels))
         is_plain = divisor == len(labels) and bool((weights == 1).all())
         with torch.set_grad_enabled(not is_plain):
-            losses, valid = self.per_token_losses(outputs, labels)
-            sums = losses.reshape(len(labels), -1).sum(1)
-            counts = valid.reshape(len(labels), -1).sum(1)
-        if self._division is None:
-            self._division = self._find_division(stock, sums, counts, items, outputs)
-        tokens = counts.clamp(min=1)
+            form, sums, counts = self._explained(stock, outputs, labels, items)
+        tokens = nonzero(counts)
         scores = self._scores(outputs, labels, tokens)
         weighted = tokens * self.pruner.update(sums / tokens, scores=scores, reduction="none")
-        if is_plain or self._division is None:
+        if is_plain:
             return torch.zeros((), dtype=stock.dtype, device=stock.device)
-        by_items, scale = self._division
-        if by_items:  # those of all ranks, without padding
-            return cast(Tensor, scale * (weighted - sums).sum() / items)
+        if form.by_items:  # those of all ranks, without padding
+            return cast(Tensor, form.scale * (weighted - sums).sum() / items)
         real = (weights > 0).to(counts.device)
         share = int(real.sum()) / divisor  # of what ranks have on average
-        mean = weighted.sum() / counts[real].sum().clamp(min=1)
-        return scale * (share * mean - sums.sum() / counts.sum().clamp(min=1))
+        mean = weighted.sum() / nonzero(counts[real].sum())
+        return form.scale * (share * mean - sums.sum() / nonzero(counts.sum()))
+
+    def _explained(
+        self, stock: Tensor, outputs: Any, labels: Tensor, items: Any
+    ) -> tuple[Form, Tensor, Tensor]:
+        """The samples' losses that the stock loss is seen to come from.
+
+        Returns:
+            in which form it does, (B,) the samples' losses, summed over tokens, and (B,) what they
+            count in a mean.
+
+        Raises:
+            LossError: it comes from something else.
+        """
+        common = 1.0 if items is None else items, self._extras(outputs, items, stock.device)
+        loss = stock.detach()
+        if self._check is None:
+            self._choose_shift(loss, outputs, labels, items)
+            self._check = LossCheck(self._forms(items), self._closeness())
+        sums, counts = self._sums(outputs, labels)
+        if not self._check.admits(loss, sums.detach(), counts, *common):
+            raise refusal(loss, self._check.form.loss(sums, counts, *common))
+        return self._check.form, sums, counts
+
+    @torch.no_grad()
+    def _choose_shift(self, loss: Tensor, outputs: Any, labels: Tensor, items: Any) -> None:
+        """See by the first batch whether the losses are those of the next tokens.
+
+        The model's loss function says so, but not where a model has another way of its own.
+        """
+        self._shifts = self._shifts_by_its_loss_function()
+        if labels.dim() < 2:
+            return
+        common = 1.0 if items is None else items, self._extras(outputs, items, loss.device)
+        away = []
+        for _ in range(2):
+            sums = self._sums(outputs, labels)
+            values = [form.loss(*sums, *common) for form in self._forms(items)]
+            away.append(min(float((value - loss).abs()) for value in values))
+            self._shifts = not self._shifts
+        if away[1] < away[0]:
+            self._shifts = not self._shifts
+
+    def _extras(self, outputs: Any, items: Any, device: torch.device) -> list[Tensor]:
+        """What the part of the loss that is no sample's may be: scaled as the rest, or not."""
+        extra = torch.as_tensor(self.extra_loss(outputs), device=device).detach()
+        steps = 1 if items is None else getattr(self, "current_gradient_accumulation_steps", 1)
+        return [self._scale(items) * extra, extra, extra / steps]
+
+    def _scale(self, items: Any) -> float:
+        """By what the trainer multiplies what it takes to be divided by the items of all ranks."""
+        across = items is not None and self.args.average_tokens_across_devices
+        return float(self.accelerator.num_processes) if across else 1.0
+
+    def _sums(self, outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        losses, counts = self.per_token_losses(outputs, labels)
+        return losses.reshape(len(labels), -1).sum(1), counts.reshape(len(labels), -1).sum(1)
+
+    def _forms(self, items: Any) -> Iterator[Form]:
+        """The forms that the stock loss may have, the likeliest first."""
+        scale = self._scale(items)
+        for by_items, factor in ((items is not None, scale), (False, scale), (False, 1.0)):
+            for extra in range(3):
+                yield Form(by_items, factor, extra)
+
+    def _closeness(self) -> float:
+        wide = {torch.float32, torch.float64}
+        is_wide = wide.issuperset(parameter.dtype for parameter in self.model.parameters())
+        in_half = self.accelerator.mixed_precision != "no" or not is_wide
+        return _CLOSE_IN_HALF if in_half else _CLOSE
 
     @torch.no_grad()
     def _scores(self, outputs: Any, labels: Tensor, tokens: Tensor) -> Tensor | None:
@@ -310,34 +469,6 @@ class InfoBatchMixin(_Base):
         finally:
             self._plain = False
         return losses.reshape(len(labels), -1).sum(1) / tokens
-
-    def _find_division(
-        self, stock: Tensor, sums: Tensor, counts: Tensor, items: Any, outputs: Any
-    ) -> tuple[bool, float] | None:
-        """How the stock loss comes from the samples' losses; that must be all there is in it.
-
-        Returns:
-            (by items or by this batch's own tokens, factor); None if all losses are 0.
-        """
-        total, loss = float(sums.sum()), float(stock)
-        if total == 0.0:
-            return None
-        # The trainer multiplies what it takes to be divided by the items of all ranks.
-        across = items is not None and self.args.average_tokens_across_devices
-        scale = float(self.accelerator.num_processes) if across else 1.0
-        expected = items is not None, scale
-        if getattr(outputs, "aux_loss", None) is not None:  # a mixture of experts adds its own
-            return expected
-        own = total / max(1.0, float(counts.sum()))
-        for by_items, factor in (expected, (False, scale), (False, 1.0)):
-            ours = factor * (total / float(items) if by_items else own)
-            if abs(ours - loss) <= _CLOSE * abs(loss):
-                return by_items, factor
-        raise LossError(
-            f"the loss of the first batch is {loss:.4g}, but its samples' losses come to "
-            f"{own:.4g}: the model or compute_loss_func has a loss of another kind. Override "
-            "per_token_losses(outputs, labels) in your trainer"
-        )
 
 
 class InfoBatchTrainer(InfoBatchMixin, Trainer):
@@ -357,12 +488,14 @@ class _Bookkeeping(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self._stood = 0.0
 
     def on_epoch_begin(
         self, args: Any, state: Any, control: Any, train_dataloader: Any, **kwargs: Any
     ) -> None:
         """The number of steps: exact with a budget, else as if no later epoch were pruned."""
         pruner = self.trainer.pruner
+        self._stood = pruner.fractional_epoch
         drop_last, accumulate = args.dataloader_drop_last, args.gradient_accumulation_steps
         batch_size = train_dataloader.batch_sampler.batch_size
         try:
@@ -382,13 +515,21 @@ class _Bookkeeping(TrainerCallback):
                 bar.refresh()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Where the run stands, in a resumed epoch too."""
+        """Where the run stands, in a resumed epoch too; that losses have come in this step."""
         state.epoch = self.trainer.pruner.fractional_epoch
+        if state.epoch == self._stood:
+            raise LossError(
+                f"no losses came in step {state.global_step}: the trainer's compute_loss has not "
+                "called that of InfoBatchMixin. Put the mixin first among the bases, before the "
+                "class whose compute_loss is yours"
+            )
+        self._stood = state.epoch
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what the epoch has saved."""
-        self.trainer.pruner.end_epoch()  # where drop_last has left something
-        self.trainer.log(self.trainer.pruner.metrics())
+        pruner = self.trainer.pruner
+        pruner.end_epoch()  # where drop_last has left something
+        self.trainer.log(pruner.metrics())
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the pruner's state into the checkpoint; on all ranks, as its losses are gathered."""
@@ -396,6 +537,12 @@ class _Bookkeeping(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             torch.save(self.trainer.pruner.state_dict(), folder / STATE_FILE)
+
+
+def _configs(model: Any) -> list[Any]:
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", None)
+    return [config] if text is None else [text(), config]
 
 
 def _without_padding(batch: Any, weights: Tensor) -> Any:

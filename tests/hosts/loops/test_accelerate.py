@@ -72,6 +72,31 @@ def test_an_epoch_may_be_left_early():
     assert [record.trained for record in pruner.history] == [4 * BATCH] * 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_saved_after_an_epoch_was_left_early_resumes_with_the_next(workers):
+    def start():
+        accelerator, pruner = Accelerator(cpu=True), InfoBatch(digits(), 3)
+        loader = DataLoader(digits(), BATCH, sampler=pruner.sampler, num_workers=workers)
+        return pruner, prepare(accelerator, pruner, loader)
+
+    def train(pruner, loader, epochs):
+        seen = []
+        for _ in range(epochs):
+            for index, (_, y) in enumerate(loader):
+                pruner.update(y.float() + index)
+                seen.append(y.tolist())
+                if index == 3:
+                    break
+        return seen
+
+    whole, (pruner, loader) = train(*start(), 3), start()
+    batches = train(pruner, loader, 1)
+    resumed, loader = start()
+    resumed.load_state_dict(pruner.state_dict())
+    assert resumed.epoch == 1
+    assert batches + train(resumed, loader, 2) == whole
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
@@ -102,7 +127,14 @@ def test_prepare_without_ours_is_refused_in_two_processes_and_right_in_one(two_p
     def prepare_alone(accelerator, pruner, *objects):
         return accelerator.prepare(*(accelerate_run.follow(item, pruner) for item in objects))
 
-    run, *_ = train(prepare=prepare_alone)
+    with pytest.raises(MisalignedUpdateError, match=r"sampler\.batches_ahead = 1"):
+        train(prepare=prepare_alone)
+
+    def prepare_and_say(accelerator, pruner, *objects):
+        pruner.sampler.batches_ahead = 1  # as the error says
+        return prepare_alone(accelerator, pruner, *objects)
+
+    run, *_ = train(prepare=prepare_and_say)
     reference = plain_run()
     assert run.steps == reference.steps
     torch.testing.assert_close(run.weights, reference.weights, rtol=0, atol=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from tests.hosts.loops import lightning_run
 from tests.hosts.loops.lightning_run import PACKAGES, build_net, fit, package
 from tests.hosts.support import BATCH, EPOCHS, assert_same, digits, plain_run, torchrun
@@ -321,6 +322,177 @@ def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
         fit(ckpt=Path(tmp_path / "without.ckpt"))
 
 
-def test_fast_dev_run_passes():
-    run, _, _ = fit(fast_dev_run=True)
+def test_a_fast_dev_run_does_not_count():
+    pruner = InfoBatch(digits(), EPOCHS)
+    run, _, _ = fit(pruner=pruner, fast_dev_run=True)
     assert run.steps == 1
+    assert not run.history
+    assert torch.isnan(pruner.scores).all()
+    run, _, _ = fit(pruner=pruner)
+    assert_same(run, plain_run())
+
+
+# ------------------------------------------------------------------ finders, averages, no loss
+
+
+class Tunable:
+    """A module that makes its loaders, for what is to be found before or while it is trained."""
+
+    def __init__(self, folder, *, name="lightning", workers=0, callbacks=()):
+        self.pl, callback = package(name)
+        data, self.pruner = digits(), InfoBatch(digits(), EPOCHS)
+        self.net = build_net(self.pl)
+        self.net.lr, self.net.batch_size = 0.1, BATCH
+        self.net.train_dataloader = lambda: DataLoader(
+            data, self.net.batch_size, sampler=self.pruner.sampler, num_workers=workers
+        )
+        self.net.val_dataloader = lambda: DataLoader(data, 100)
+        settings = {**lightning_run.QUIET, "max_epochs": EPOCHS, "default_root_dir": folder}
+        self.trainer = self.pl.Trainer(**settings, callbacks=[callback(self.pruner), *callbacks])
+
+    def assert_untouched(self):
+        assert self.pruner.epoch == 0
+        assert not self.pruner.is_within_epoch
+        assert torch.isnan(self.pruner.scores).all()
+
+    def assert_fits_as_a_plain_loop(self):
+        self.net.rates.clear()
+        self.trainer.fit(self.net)
+        assert self.net.rates == pytest.approx(plain_run().rates, rel=1e-9)
+        assert [r.trained for r in self.pruner.history] == [r.kept for r in plain_run().history]
+        torch.testing.assert_close(self.pruner.scores, plain_run().scores)
+
+
+# Within the first epoch, and over several.
+@pytest.mark.parametrize("steps", [5, 40])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_search_for_the_learning_rate_leaves_no_trace(tmp_path, name, steps, workers):
+    run = Tunable(tmp_path, name=name, workers=workers)
+    run.net.configure_optimizers = lambda: torch.optim.SGD(run.net.parameters(), run.net.lr)
+    tuner = run.pl.tuner.Tuner(run.trainer)
+    tuner.lr_find(run.net, num_training=steps, update_attr=False)
+    run.assert_untouched()
+    del run.net.configure_optimizers
+    run.assert_fits_as_a_plain_loop()
+
+
+@pytest.mark.parametrize("mode", ["power", "binsearch"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_search_for_the_batch_size_leaves_no_trace(tmp_path, mode, workers):
+    run = Tunable(tmp_path, workers=workers)
+    tuner = run.pl.tuner.Tuner(run.trainer)
+    tuner.scale_batch_size(run.net, mode=mode, init_val=4, max_trials=4, margin=0.0)
+    assert run.net.batch_size == 32
+    run.assert_untouched()
+    run.assert_fits_as_a_plain_loop()
+
+
+# Epochs at whose start a search comes; None: before the first, as the callback's own way is.
+@pytest.mark.parametrize("epochs", [None, (0, 3)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_finder_may_be_a_callback(tmp_path, epochs, workers):
+    class Finder(package("lightning")[0].callbacks.LearningRateFinder):
+        def on_fit_start(self, trainer, pl_module):
+            if epochs is None:
+                super().on_fit_start(trainer, pl_module)
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            if epochs is not None and trainer.current_epoch in epochs:
+                self.lr_find(trainer, pl_module)
+
+    run = Tunable(tmp_path, workers=workers, callbacks=[Finder(num_training_steps=20)])
+    run.net.configure_optimizers = lambda: torch.optim.SGD(run.net.parameters(), run.net.lr)
+    run.trainer.fit(run.net)
+    kept = [record.kept for record in run.pruner.history]
+    assert [record.trained for record in run.pruner.history] == kept
+    assert len(kept) == EPOCHS
+    assert kept[0] == kept[-1] == 500 > min(kept)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_weight_averaging_passes_over_the_data_once_more_for_batch_norm(accumulate):
+    pl, _ = package("lightning")
+    net = build_net(pl)
+    net.model.insert(1, torch.nn.BatchNorm1d(32))
+    pruner = InfoBatch(digits(), EPOCHS)
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=0.5)
+    net.configure_optimizers = lambda: torch.optim.SGD(net.parameters(), lr=0.1)
+    run, _, _ = fit(
+        net=net, pruner=pruner, callbacks=[averaging], accumulate_grad_batches=accumulate
+    )
+    assert len(run.history) == EPOCHS
+    assert [record.trained for record in run.history] == [record.kept for record in run.history]
+    assert int(net.model[1].num_batches_tracked) == 16  # one pass over all 500 samples
+    inputs = net.model[0](digits()[:][0])
+    torch.testing.assert_close(net.model[1].running_mean, inputs.mean(0), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("left_out", [[0], [5, 6], [-3], [-1]])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_without_a_loss_shifts_no_score(left_out, workers):
+    """Items are their own number, and a sample's loss is told by it."""
+    pl, callback = package("lightning")
+    pruner, due = InfoBatch(500, EPOCHS), torch.full((500,), torch.nan)
+
+    class Net(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def training_step(self, numbers, batch_idx):
+            batches = self.trainer.num_training_batches
+            if batch_idx in [place % batches for place in left_out] and self.current_epoch != 1:
+                return None
+            due[numbers] = numbers + self.current_epoch / 10
+            return self.pruner.update(self.weight * due[numbers])
+
+    loader = DataLoader(range(500), BATCH, sampler=pruner.sampler, num_workers=workers)
+    settings = {**lightning_run.QUIET, "max_epochs": EPOCHS, "callbacks": [callback(pruner)]}
+    if left_out == [0] and workers:  # what workers load before the callback can say what is read
+        pruner.sampler.batches_ahead = 0
+    pl.Trainer(**settings).fit(Net(), loader)
+    torch.testing.assert_close(pruner.scores, due, equal_nan=True)
+    for record in pruner.history:
+        assert record.trained + record.left_out == record.kept
+        assert (record.left_out > 0) == (record.epoch != 1)
+
+
+# ------------------------------------------------------------------ Fabric
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_fabric_counts_epochs_by_itself_and_the_error_says_what_to_write(workers):
+    """It announces as many epochs as its loader was iterated, a look at a batch among them."""
+    fabric, data = Fabric(accelerator="cpu", devices=1), digits()
+
+    def start():
+        pruner, model = InfoBatch(data, EPOCHS), lightning_run.build_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        loader = DataLoader(data, BATCH, sampler=pruner.sampler, num_workers=workers)
+        return pruner, *fabric.setup(model, optimizer), fabric.setup_dataloaders(loader)
+
+    def train(pruner, model, optimizer, loader):
+        for _ in range(EPOCHS):
+            for x, y in loader:
+                losses = F.cross_entropy(model(x), y, reduction="none")
+                fabric.backward(pruner.update(losses))
+                optimizer.step()
+                optimizer.zero_grad()
+
+    plain = start()
+    train(*plain)
+    looked = start()
+    next(iter(looked[-1]))
+    with pytest.raises(EpochError, match=r"pruner\.sampler\.host_counts_epochs = False"):
+        train(*looked)
+    looked = start()
+    looked[0].sampler.host_counts_epochs = False
+    next(iter(looked[-1]))
+    train(*looked)
+    assert looked[0].epoch == EPOCHS
+    assert looked[0].saved_fraction > 0.1
+    assert torch.equal(looked[0].scores, plain[0].scores)

@@ -1,3 +1,4 @@
+import functools
 import shutil
 
 import datasets
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from tests.hosts.loops import transformers_run
 from tests.hosts.loops.transformers_run import (
     Digits,
+    InOrder,
     Rows,
     StockSFT,
     StockTrainer,
@@ -22,8 +24,17 @@ from tests.hosts.loops.transformers_run import (
     train_sft,
 )
 from tests.hosts.support import BATCH, EPOCHS, assert_same, plain_run, torchrun
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    Trainer,
+)
 
-from infobatch import InfoBatch
+from infobatch import DataPruner, InfoBatch
 from infobatch.errors import (
     DistributedError,
     EpochError,
@@ -31,7 +42,8 @@ from infobatch.errors import (
     MisalignedUpdateError,
     StateError,
 )
-from infobatch.integrations.transformers import InfoBatchTrainer
+from infobatch.integrations._loss_check import Form, LossCheck
+from infobatch.integrations.transformers import InfoBatchMixin, InfoBatchTrainer
 from infobatch.schedule import ProgressScheduler
 
 
@@ -201,7 +213,7 @@ def test_at_weight_one_the_loss_is_the_stock_loss_to_the_last_bit(tmp_path, accu
     settings = {"num_train_epochs": 2, "gradient_accumulation_steps": accumulate}
     stock = train_llama(tmp_path, trainer=StockTrainer, **settings)
     ours = train_llama(tmp_path, prune={"prune_ratio": 0.0, "seed": 3}, **settings)
-    assert ours._division == (True, 1.0)
+    assert ours._check.form == Form(by_items=True)
     assert ours.state.global_step == stock.state.global_step
     for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -279,11 +291,17 @@ def test_the_divisor_is_that_of_the_trainer_where_another_comes_to_the_same(tmp_
     trainer = InfoBatchTrainer(build_llama(), arguments(tmp_path), train_dataset=sentences())
     trainer.accelerator.state.num_processes = 2
     try:
-        sums, counts = torch.tensor([30.0, 10.0]), torch.tensor([8, 8])
-        found = trainer._find_division(torch.tensor(2.5), sums, counts, torch.tensor(32), {})
+        check = LossCheck(trainer._forms(torch.tensor(32)), 0.001)
     finally:
         trainer.accelerator.state.num_processes = 1
-    assert found == (True, 2.0)
+    batch = (
+        torch.tensor([30.0, 10.0]),
+        torch.tensor([8, 8]),
+        torch.tensor(32),
+        [torch.tensor(0.0)] * 3,
+    )
+    assert check.admits(torch.tensor(2.5), *batch)
+    assert check.form == Form(by_items=True, scale=2.0)
 
 
 def test_the_loss_of_a_mixture_of_experts_keeps_its_own_part(tmp_path):
@@ -311,12 +329,6 @@ def test_language_models_at_weight_one_are_stock_with(tmp_path, settings):
 
 @pytest.mark.parametrize("kind", ["label smoothing", "regression", "several labels", "tokens"])
 def test_other_losses_of_the_library(tmp_path, kind):
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        BertForTokenClassification,
-    )
-
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32}
     config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2, num_labels=3)
     rows = [{"input_ids": torch.arange(5) + i % 40} for i in range(40)]
@@ -413,26 +425,30 @@ def test_what_does_not_go_together_is_refused(tmp_path, checkpoints):
         build(save_steps=8).train(resume_from_checkpoint=str(bare))
 
 
-@pytest.mark.parametrize("prune", [{"budget": 0.7}, {"prune_ratio": 0.5}], ids=str)
-def test_a_budget_ranks_by_the_loss_without_label_smoothing(tmp_path, prune):
+@pytest.mark.parametrize(
+    ("pruner", "prune"), [(DataPruner, {"budget": 0.7}), (InfoBatch, {"prune_ratio": 0.5})]
+)
+def test_a_budget_ranks_by_the_loss_without_label_smoothing(tmp_path, pruner, prune):
     settings = {"label_smoothing_factor": 0.1, "learning_rate": 0.0}
-    trainer = train_sft(tmp_path, prune={"seed": 3, **prune}, **settings)
+    trainer = train_sft(tmp_path, pruner=pruner, prune={"seed": 3, **prune}, **settings)
     ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
-    smoothing = 0.0 if "budget" in prune else 0.1
+    smoothing = 0.0 if pruner is DataPruner else 0.1
     expected = F.cross_entropy(
         trainer.model(ids).logits[0, :-1], ids[0, 1:], label_smoothing=smoothing
     )
     torch.testing.assert_close(trainer.pruner.scores[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("prune", [{"budget": 0.7}, {"prune_ratio": 0.5}], ids=str)
-def test_a_budget_ranks_dynamic_fine_tuning_by_its_cross_entropies(tmp_path, prune):
+@pytest.mark.parametrize(
+    ("pruner", "prune"), [(DataPruner, {"budget": 0.7}), (InfoBatch, {"prune_ratio": 0.5})]
+)
+def test_a_budget_ranks_dynamic_fine_tuning_by_its_cross_entropies(tmp_path, pruner, prune):
     """Its loss p * -log(p) is small for what is learned and for what is not."""
     settings = {"loss_type": "dft", "learning_rate": 0.0}
-    trainer = train_sft(tmp_path, prune={"seed": 3, **prune}, **settings)
+    trainer = train_sft(tmp_path, pruner=pruner, prune={"seed": 3, **prune}, **settings)
     ids = torch.tensor([trainer.train_dataset[0]["input_ids"]])
     losses = F.cross_entropy(trainer.model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
-    if "budget" not in prune:
+    if pruner is InfoBatch:
         losses = losses * (-losses).exp()
     torch.testing.assert_close(trainer.pruner.scores[0], losses.mean(), rtol=1e-4, atol=1e-5)
 
@@ -485,7 +501,7 @@ def test_sft_resumes_as_never_having_stopped(tmp_path, lora):
 @pytest.mark.parametrize("loss_type", ["nll", "dft"])
 def test_sft_with_lora_saves_and_learns(tmp_path, loss_type):
     trainer = train_sft(tmp_path, prune={"budget": 0.8}, lora=True, loss_type=loss_type)
-    assert trainer.pruner.saved_fraction == pytest.approx(0.2, abs=0.005)
+    assert trainer.pruner.saved_fraction == pytest.approx(0.2, abs=4 / 384)  # half a batch
     assert trainer.state.global_step == InfoBatch(96, 4, budget=0.8).total_steps(8)
     # The logged loss is the weighted one; what is learned shows in the unweighted mean.
     assert not torch.isnan(trainer.pruner.scores).any()
@@ -500,3 +516,292 @@ def test_packing_is_refused_where_sequences_share_a_row_and_works_where_the_row_
         train_sft(tmp_path, packing=True, max_length=32)
     trainer = train_sft(tmp_path, packing=True, packing_strategy="wrapped", max_length=32)
     assert trainer.pruner.num_samples == len(trainer.train_dataset) != 96
+
+
+# ------------------------------------------------------------------ losses of another kind
+
+
+CLASS_WEIGHTS = torch.tensor([1.0, 0.3, 4.0])
+
+
+class WeightedByClass(Trainer):
+    """The cross-entropy with class weights, whose mean divides by the weights of the batch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = F.cross_entropy(outputs.logits, inputs["labels"], CLASS_WEIGHTS)
+        return (loss, outputs) if return_outputs else loss
+
+    def each(self, logits, labels):
+        losses = F.cross_entropy(logits, labels, CLASS_WEIGHTS, reduction="none")
+        return losses, CLASS_WEIGHTS[labels]
+
+
+class Focal(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = self.each(outputs.logits, inputs["labels"])[0].mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def each(self, logits, labels):
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return (1 - (-losses).exp()) ** 2 * losses, torch.ones_like(labels, dtype=torch.bool)
+
+
+class Doubted(Focal):
+    """Samples of one class count twice, over the number of samples."""
+
+    def each(self, logits, labels):
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return losses * (1.0 + (labels == 1)), torch.ones_like(labels, dtype=torch.bool)
+
+
+class Regularised(Trainer):
+    """With a term that is no sample's, at first too small to be seen."""
+
+    strength = 1e-5
+
+    def term(self):
+        return self.strength * sum(p.abs().sum() for p in self.model.parameters())
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        loss = outputs.loss + self.term()
+        return (loss, outputs) if return_outputs else loss
+
+
+class WeightedLater(WeightedByClass):
+    """The class weights come after two epochs."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        if self.state.global_step > 24:
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        return Trainer.compute_loss(self, model, inputs, return_outputs, **kwargs)
+
+
+def by_first_token(kind, folder, *, prune=None, **settings):
+    """A trainer of a new classifier of 96 sequences, most of whose labels can be learned."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 64, "num_labels": 3}
+    config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    tokens = torch.randint(0, 60, (96, 8), generator=torch.Generator().manual_seed(0))
+    labels = (tokens[:, 0] // 20 + (torch.arange(96) % 5 == 0)) % 3
+    rows = [{"input_ids": x, "labels": y} for x, y in zip(tokens, labels, strict=True)]
+    sizes = {"per_device_train_batch_size": 8, "num_train_epochs": 12, "learning_rate": 1e-2}
+    given = {} if prune is None else {"pruner": functools.partial(InfoBatch, **prune)}
+    model = BertForSequenceClassification(config)
+    args = arguments(folder, **{**sizes, **settings})
+    return kind(model, args, train_dataset=rows, **given)
+
+
+@pytest.mark.parametrize("loss", [WeightedByClass, Focal, Doubted, Regularised, WeightedLater])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_of_another_kind_is_refused_before_it_is_trained_on(tmp_path, loss, accumulate):
+    """Although the losses of a new head are all alike, so that any mean of them is the same."""
+    wrong = []
+
+    class Observed(InfoBatchMixin, loss):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            weights = self.pruner.coming_weights(8).float()
+            result, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            losses = F.cross_entropy(outputs.logits, inputs["labels"], reduction="none")
+            if (result - (weights * losses).mean()).abs() > 0.01 * result:
+                wrong.append(self.state.global_step)
+            return (result, outputs) if return_outputs else result
+
+    trainer = by_first_token(Observed, tmp_path, gradient_accumulation_steps=accumulate)
+    with pytest.raises(LossError, match="Override per_token_losses"):
+        trainer.train()
+    # What changes in mid-run, when enough batches have shown the loss, is seen with the next one.
+    assert len(wrong) <= (loss is WeightedLater)
+
+
+@pytest.mark.parametrize("loss", [WeightedByClass, Focal, Doubted])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_of_another_kind_is_weighted_as_its_samples_losses_say(tmp_path, loss, accumulate):
+    seen = []
+
+    class Pruned(InfoBatchMixin, loss):
+        def per_token_losses(self, outputs, labels):
+            return self.each(outputs.logits, labels)
+
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            weights = self.pruner.coming_weights(len(inputs["labels"])).float()
+            result, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            losses, counts = self.each(outputs.logits, inputs["labels"])
+            torch.testing.assert_close(result, (weights * losses).sum() / counts.sum())
+            seen.append(bool((weights > 1).any()))
+            return (result, outputs) if return_outputs else result
+
+    trainer = by_first_token(Pruned, tmp_path, gradient_accumulation_steps=accumulate)
+    trainer.train()
+    assert trainer.pruner.epoch == 12
+    assert trainer.pruner.saved_fraction > 0.1
+    assert sum(seen) > 10
+
+
+def test_a_part_of_the_loss_that_is_no_samples_is_not_weighted(tmp_path):
+    class Pruned(InfoBatchMixin, Regularised):
+        strength = 1e-3
+
+        def extra_loss(self, outputs):
+            return self.term()
+
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            weights = self.pruner.coming_weights(len(inputs["labels"])).float()
+            result, outputs = super().compute_loss(model, inputs, True, **kwargs)
+            losses = F.cross_entropy(outputs.logits, inputs["labels"], reduction="none")
+            torch.testing.assert_close(result, (weights * losses).mean() + self.term())
+            return (result, outputs) if return_outputs else result
+
+    trainer = by_first_token(Pruned, tmp_path)
+    trainer.train()
+    assert trainer.pruner.saved_fraction > 0.1
+
+
+def test_class_weights_at_weight_one_are_stock(tmp_path):
+    class Pruned(InfoBatchMixin, WeightedByClass):
+        def per_token_losses(self, outputs, labels):
+            return self.each(outputs.logits, labels)
+
+    class Stock(InOrder, WeightedByClass):
+        pass
+
+    stock = by_first_token(Stock, tmp_path, num_train_epochs=2)
+    stock.train()
+    unpruned = {"prune_ratio": 0.0, "seed": 3}
+    ours = by_first_token(Pruned, tmp_path, prune=unpruned, num_train_epochs=2)
+    ours.train()
+    for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_compute_loss_that_passes_the_mixin_by_is_refused(tmp_path):
+    class Outside(InfoBatchTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            return WeightedByClass.compute_loss(self, model, inputs, return_outputs, **kwargs)
+
+    with pytest.raises(LossError, match="mixin first"):
+        by_first_token(Outside, tmp_path).train()
+
+
+def test_a_compute_loss_that_calls_another_model_is_refused(tmp_path):
+    class Elsewhere(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            return model.forward(**inputs).loss
+
+    class Pruned(InfoBatchMixin, Elsewhere):
+        pass
+
+    with pytest.raises(LossError, match="has not called the model"):
+        by_first_token(Pruned, tmp_path).train()
+
+
+# ------------------------------------------------------------------ next tokens
+
+
+def build_gpt2():
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 64, "n_positions": 32}
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2LMHeadModel(GPT2Config(**sizes, **drops, bos_token_id=0, eos_token_id=0))
+
+
+class Tagger(PreTrainedModel):
+    """A model of one's own, with a name that says nothing and a loss that is not shifted."""
+
+    config_class = BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = torch.nn.Embedding(64, 16)
+        self.head = torch.nn.Linear(16, 64)
+        self.post_init()
+
+    def forward(self, input_ids, labels=None, attention_mask=None):
+        logits = self.head(self.embed(input_ids))
+        loss = F.cross_entropy(logits.movedim(-1, 1), labels) if labels is not None else None
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("build", "shift"), [(build_gpt2, 1), (lambda: Tagger(BertConfig()), 0)])
+def test_a_score_is_the_loss_that_the_model_has_whatever_its_name(
+    tmp_path, build, shift, smoothing
+):
+    settings = {"learning_rate": 0.0, "num_train_epochs": 1, "label_smoothing_factor": smoothing}
+    trainer = train_llama(tmp_path, model=build(), prune={"seed": 3}, **settings)
+    batch = collate(sentences())
+    labels = F.pad(batch["labels"], (0, shift), value=-100)[:, shift:]
+    with torch.no_grad():
+        logits = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
+    losses = F.cross_entropy(
+        logits.movedim(-1, 1), labels, reduction="none", label_smoothing=smoothing
+    )
+    torch.testing.assert_close(
+        trainer.pruner.scores, losses.sum(1) / (labels != -100).sum(1), rtol=1e-4, atol=1e-5
+    )
+
+
+# ------------------------------------------------------------------ random states, memory
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_model_with_dropout_resumes_bit_for_bit(tmp_path, accumulate, workers):
+    """Also where a checkpoint was made with the last batch of an epoch."""
+    settings = {
+        "dataloader_num_workers": workers,
+        "gradient_accumulation_steps": accumulate,
+        "num_train_epochs": 4,
+        "save_strategy": "steps",
+        "save_steps": 4,
+    }
+    done = by_first_token(InfoBatchTrainer, tmp_path, **settings)
+    done.train()
+    assert done.model.config.hidden_dropout_prob > 0
+    assert done.pruner.saved_fraction > 0.0
+    for step in (4, 8, 12):
+        resumed = by_first_token(InfoBatchTrainer, tmp_path, **settings)
+        resumed.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-{step}")
+        torch.testing.assert_close(outcome(resumed), outcome(done), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fails_at", [[1], [8], [30], [3, 20]])
+@pytest.mark.parametrize("budget", [None, 0.7])
+def test_where_memory_runs_out_the_run_begins_anew_with_smaller_batches(tmp_path, fails_at, budget):
+    """Within the first epoch, in a later one, and twice."""
+    own, calls, sizes = torch.full((500,), torch.nan), [], []
+
+    class Numbered(Rows):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "number": index}
+
+    class Observed(InfoBatchTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            calls.append(len(inputs["labels"]))
+            if len(calls) in fails_at:
+                own.fill_(torch.nan)
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1.00 GiB")
+            numbers, seen = inputs.pop("number"), []
+            hook = model.register_forward_hook(lambda *given: seen.append(given[-1]["logits"]))
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            hook.remove()
+            own[numbers] = F.cross_entropy(seen[-1].detach(), inputs["labels"], reduction="none")
+            sizes.append(calls[-1])
+            return loss
+
+    trainer = Observed(
+        Digits(),
+        arguments(tmp_path, auto_find_batch_size=True, remove_unused_columns=False),
+        train_dataset=Numbered(),
+        pruner=functools.partial(InfoBatch, budget=budget),
+    )
+    trainer.train()
+    assert trainer.pruner.epoch == EPOCHS
+    torch.testing.assert_close(trainer.pruner.scores, own)
+    assert sizes[-10:-1] == [int(BATCH * 0.9 ** len(fails_at))] * 9
+    steps = sum(-(-record.trained // sizes[-2]) for record in trainer.pruner.history)
+    assert trainer.state.global_step == steps
+    with pytest.raises(StateError, match="has been trained before"):
+        trainer.train()

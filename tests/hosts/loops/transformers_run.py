@@ -161,7 +161,7 @@ def train_llama(
     return trainer
 
 
-class _InOrder:
+class InOrder:
     """A trainer as it is, in the order of an unpruned run."""
 
     def _get_train_sampler(self, train_dataset=None):
@@ -186,14 +186,14 @@ class _Order(torch.utils.data.Sampler):
         while self.pruner.epoch < epoch:
             for _ in self.pruner.sampler:
                 pass
-            self.pruner.skip(len(self.pruner.share))
+            self.pruner.end_epoch()  # none of them is trained
 
     def __iter__(self):
         share = self.pruner.share
         return iter(share.ids(0, len(share)).tolist())
 
 
-class StockTrainer(_InOrder, Trainer):
+class StockTrainer(InOrder, Trainer):
     pass
 
 
@@ -201,7 +201,7 @@ class PrunedSFT(InfoBatchMixin, trl.SFTTrainer):
     pass
 
 
-class StockSFT(_InOrder, trl.SFTTrainer):
+class StockSFT(InOrder, trl.SFTTrainer):
     pass
 
 
@@ -221,11 +221,19 @@ def texts():
 
 
 def train_sft(
-    folder, *, trainer=PrunedSFT, prune=None, lora=False, rows=None, resume=None, **settings
+    folder,
+    *,
+    trainer=PrunedSFT,
+    pruner=InfoBatch,
+    prune=None,
+    lora=False,
+    rows=None,
+    resume=None,
+    **settings,
 ):
     quiet = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     sizes = {"per_device_train_batch_size": 8, "num_train_epochs": 4, "learning_rate": 1e-2}
-    given = {} if prune is None else {"pruner": functools.partial(InfoBatch, **prune)}
+    given = {} if prune is None else {"pruner": functools.partial(pruner, **prune)}
     trainer = trainer(
         build_llama(),
         trl.SFTConfig(str(folder), **{**quiet, **sizes, "bf16": False, **settings}),

@@ -18,17 +18,23 @@ from timm.loss import (
 from timm.scheduler import create_scheduler_v2
 from torch.utils.data import DataLoader
 
-from infobatch import InfoBatch
+from infobatch import DataPruner, InfoBatch
 from infobatch.errors import EpochError, MisalignedUpdateError
 from infobatch.integrations.timm import PrunedLoss, per_sample_criterion, prune_loader
 
 PRUNE = [{}, {"budget": 0.7}]
 
 
+def pruner_of(samples, epochs, **prune):
+    """The paper's rule; under a budget the policy that reads probabilities from scores."""
+    build = DataPruner if "budget" in prune else InfoBatch
+    return build(samples, epochs, **prune)
+
+
 def plain_run(epochs=EPOCHS, accumulate=1, **prune):
     """The three lines of the README in a loop of torch alone, with a cosine that ends at 0."""
     unpruned = timm_loader(prefetcher=False)
-    pruner, model = InfoBatch(500, EPOCHS, **prune), build_net()
+    pruner, model = pruner_of(500, EPOCHS, **prune), build_net()
     loader = DataLoader(
         unpruned.dataset,
         BATCH,
@@ -61,7 +67,7 @@ def plain_run(epochs=EPOCHS, accumulate=1, **prune):
 
 
 def pruned(*, prefetcher=True, workers=0, **prune):
-    pruner = InfoBatch(500, EPOCHS, **prune)
+    pruner = pruner_of(500, EPOCHS, **prune)
     return prune_loader(timm_loader(prefetcher=prefetcher, workers=workers), pruner), pruner
 
 
@@ -257,7 +263,7 @@ def test_a_budget_ranks_by_what_is_left_to_learn(criterion, target, learned, lik
     if learned:
         output = torch.logit(target).clamp(-30, 30) if binary else target.clamp(min=1e-9).log()
     for prune in ({"budget": 0.6}, {}):
-        pruner = InfoBatch(3, 2, **prune)
+        pruner = pruner_of(3, 2, **prune)
         order = pruner.plan.indices
         assert len(list(pruner.sampler)) == 3
         PrunedLoss(criterion, pruner)(output, target)
