@@ -207,7 +207,7 @@ def tasks() -> tuple[dict[Path, str], str]:
         rows += [_task_row(comparison, page, advice, apart) for comparison in comparisons]
     heads = (
         "| task | model | full data | InfoBatch saves | difference to full | to fewer epochs, at "
-        "equal cost | the same of `budget=` | in short |"
+        "equal cost | the same of `DataPruner(budget=)` | in short |"
     )
     table = "\n".join([heads, "|---|---|---:|---:|---:|---:|---:|---|", *rows])
     return (

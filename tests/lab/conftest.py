@@ -1,13 +1,10 @@
 """A small comparison that several tests look at, run once through the real command."""
 
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from tests.lab.support import Comparison, small_comparison
-
-from infobatch.errors import IndistinctScoresWarning
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +19,6 @@ def _threads_restored():
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """`infobatch compare` with all arms and two seeds. Only to be read."""
     out: Path = tmp_path_factory.mktemp("comparison")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IndistinctScoresWarning)  # so short a run learns nothing
-        result = small_comparison(out)
+    result = small_comparison(out)
     assert result.exit_code == 0, result.output
     return Comparison(out, result.output)

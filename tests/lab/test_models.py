@@ -13,6 +13,7 @@ PARAMETERS = {
     "cifar-cnn": 61_338,
     "vit-tiny": 108_426,
     "convnext-tiny": 99_178,
+    "airbench": 498_114,
     "resnet18": 11_173_962,
     "resnet50": 23_520_842,
 }

@@ -95,8 +95,6 @@ def test_the_full_arm_is_a_plain_pytorch_loop_bit_for_bit(data):
 TOLD = [name for name, arm in all_arms().items() if arm.cost != "own"]
 
 
-# In so short a run `proportional` says that it tells nothing apart.
-@pytest.mark.filterwarnings("ignore::infobatch.errors.IndistinctScoresWarning")
 @pytest.mark.parametrize("cost", [0.6, 0.85])
 @pytest.mark.parametrize("arm", TOLD)
 def test_every_arm_costs_what_it_is_told(arm, cost, data, tmp_path):

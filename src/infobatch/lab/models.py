@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -144,6 +145,43 @@ def convnext_tiny(images: Images, width: int) -> nn.Module:
     return GlobalPoolClassifier(trunk, 2 * width, images.classes)
 
 
+def airbench(images: Images, width: int) -> nn.Module:
+    """Seven convolutions in the manner of airbench (Jordan, 2024, arXiv 2404.00498).
+
+    498 thousand parameters at width 32, which is half of the width there. The first layer is
+    learned here, and does not whiten; batch normalisation has its usual scales.
+    """
+    widths = (24, width, 4 * width, 4 * width)
+    groups = (
+        layer
+        for inputs, outputs in pairwise(widths)
+        for layer in (
+            _nearly_identity(inputs, outputs),
+            nn.MaxPool2d(2, ceil_mode=images.size < 9),  # at least a pixel is left after three
+            nn.BatchNorm2d(outputs),
+            nn.GELU(),
+            _nearly_identity(outputs, outputs),
+            nn.BatchNorm2d(outputs),
+            nn.GELU(),
+        )
+    )
+    return nn.Sequential(
+        nn.Conv2d(images.channels, widths[0], 2),
+        nn.GELU(),
+        *groups,
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(widths[-1], images.classes),
+    )
+
+
+def _nearly_identity(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3x3 convolution without bias whose first channels start as those that it is given."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight[:inputs])
+    return layer
+
+
 Factory = Callable[[Images, int], nn.Module]
 
 MODELS: dict[str, tuple[Factory, int]] = {
@@ -151,6 +189,7 @@ MODELS: dict[str, tuple[Factory, int]] = {
     "cifar-cnn": (cifar_cnn, 16),
     "vit-tiny": (vit_tiny, 64),
     "convnext-tiny": (convnext_tiny, 32),
+    "airbench": (airbench, 32),
     "resnet18": (resnet18, 64),
     "resnet50": (resnet50, 64),
 }

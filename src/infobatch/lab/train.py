@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from infobatch.errors import IndistinctScoresWarning
 from infobatch.lab import ranks
 from infobatch.lab.arm import ArmRun, InBatch
 from infobatch.lab.data import Batch, TaskData, call, take
@@ -105,14 +107,19 @@ class TrainingRun:
         return len(self.curves.kept) == self.epochs
 
     def run_epoch(self) -> EpochReport:
-        """Train for one epoch, inside the clock; then look at it, outside."""
+        """Train for one epoch, inside the clock; then look at it, outside.
+
+        Without the warning that an arm leaves out at random: the comparison measures what it does.
+        """
         epoch = len(self.curves.kept)
         with self._clock():
             plan = self.pruner.plan  # otherwise made when the sampler is iterated
         self.observer.before_epoch(plan, self.pruner.scores)
         with self._clock(), self._generators_restored():
             left_out = plan.pruned if self.arm_run.refresh else None
-            self._train_epoch(epoch)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", IndistinctScoresWarning)
+                self._train_epoch(epoch)
             if left_out is not None:
                 self._refresh(left_out)
 
