@@ -587,3 +587,29 @@ def test_any_mapping_will_do():
     pruner = PRUNERS["mean"]()
     pruner.load_state_dict(FrozenState(state))
     assert len(pruner.sampler) == len(pruner.plan) - 13 * B
+
+
+def as_format_4(state):
+    """The state as it was written before it said how it stood to its loop."""
+    old = copy.deepcopy(state)
+    for name in ("steps", "is_over", "batch_size"):
+        del old[name]
+    for part in (old["tally"], *old["history"]):
+        del part["left_out"]
+    old["format"] = 4
+    old["checksum"] = _checksum(old)
+    return old
+
+
+@pytest.mark.parametrize("stop", [(1, 13), (2, 0)])
+def test_a_state_of_the_format_before_is_read(stop, uninterrupted):
+    stopped = Training(PRUNERS["mean"]).run(stop=stop)
+    resumed = Training(PRUNERS["mean"]).load(stopped.save(), stopped.log)
+    resumed.pruner.load_state_dict(as_format_4(stopped.state()))
+    assert_same_run(resumed.run(), uninterrupted("mean"))
+
+
+def test_a_state_of_an_older_format_is_refused_with_those_that_are_read():
+    state = {**Training(PRUNERS["mean"]).run(stop=(2, 0)).state(), "format": 3}
+    with pytest.raises(StateError, match=r"has format 3, .* reads formats 4 to 5"):
+        PRUNERS["mean"]().load_state_dict(state)
