@@ -490,9 +490,10 @@ class RecordedLedger(DeliveredLedger):
 
     def coming(self, position: int, count: int) -> Batch:
         """See `Ledger.coming`."""
-        batch = self._batch(self._number())
+        number = self._number()
+        batch = self._batch(number)
         assert batch.ids is not None
-        ids = np.concatenate(self._record.batches[self._number() :])[:count]
+        ids = np.concatenate(self._record.batches[number:])[:count]
         return Batch(batch.start, batch.start + len(ids), ids)
 
     def _due_by_index(self, position: int) -> Batch:

@@ -201,15 +201,16 @@ class Planner:
             batch_size: on each rank; None: not in batches.
         """
         assert self.sizes is not None
-        sizes, due = list(self.kept[: self.num_epochs]), 0
+        sizes = list(self.kept[: self.num_epochs])
+        due, taken = 0, sum(sizes)
         of_all_ranks = 1 if batch_size is None else batch_size * self.ranks.world().size
         whole = Batches(of_all_ranks, self._least)
         for epoch, size in enumerate(self.sizes):
             due += size
             if epoch >= len(sizes):
                 is_pruned = epoch in self.pruned_epochs
-                wish = due - sum(sizes)
-                sizes.append(whole.nearest(wish, self.num_samples) if is_pruned else size)
+                sizes.append(whole.nearest(due - taken, self.num_samples) if is_pruned else size)
+                taken += sizes[-1]
         return sizes
 
     @property
