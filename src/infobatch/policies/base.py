@@ -44,6 +44,8 @@ class Selection:
 
     def __post_init__(self) -> None:
         weights, level = self.weights, self.level
+        for name in ("threshold", "mass_left_out"):  # a state holds plain numbers, not numpy's
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name, array in (("weights", weights), ("level", level)):
             if not isinstance(array, np.ndarray) and (name == "weights" or array is not None):
                 raise PolicyError(
