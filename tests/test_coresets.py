@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from infobatch import DataPruner
-from infobatch.coresets import METHODS, Coreset, Evidence, choose
-from infobatch.coresets.submodular import facility_location, graph_cut
+from infobatch.lab.coresets import METHODS, Coreset, Evidence, choose
+from infobatch.lab.coresets.submodular import facility_location, graph_cut
 
 N, CLASSES, DIM, EPOCHS = 90, 3, 4, 6
 SCORED = ["el2n", "grand", "least-confidence", "entropy", "margin", "deepfool"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tests.golden.runs import RUNS, train
 
 GOLDEN = Path(__file__).parent / "golden"

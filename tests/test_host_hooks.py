@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from infobatch import InfoBatch
 from infobatch.errors import DistributedError, EpochError, MisalignedUpdateError, StateError
-from infobatch.loaders import planned_loader
+from infobatch.integrations.loaders import planned_loader
 from infobatch.schedule import ProgressScheduler, counts_steps
 
 N, BATCH = 100, 8

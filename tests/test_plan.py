@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infobatch import DataPruner, InfoBatch
-from infobatch.plan import EpochPlan, selection_rng, shuffled
+from infobatch._core.plan import EpochPlan, selection_rng, shuffled
 from infobatch.policies import (
     FullData,
     MeanThreshold,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infobatch.scores import (
+from infobatch._core.scores import (
     NUM_BINS,
     ScoreTable,
     below,

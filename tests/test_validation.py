@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from infobatch import BatchPruner, DataPruner, InfoBatch
+from infobatch._core.validation import check_fraction, check_int
 from infobatch.errors import NothingPrunedWarning, SamplerError
 from infobatch.policies import MeanThreshold, ProportionalSampling, SelectiveBackprop
-from infobatch.validation import check_fraction, check_int
 
 NAN, INF = float("nan"), float("inf")
 

@@ -14,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
+from infobatch._core.policy import is_exact, is_native
+from infobatch._core.whole_batches import Batches, to_whole_batches
 from infobatch.policies import (
     BudgetThreshold,
     FixedSubset,
@@ -23,8 +25,6 @@ from infobatch.policies import (
     RandomSubset,
     Selection,
 )
-from infobatch.policies.base import is_exact, is_native
-from infobatch.policies.whole_batches import Batches, to_whole_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore::infobatch.errors.IndistinctScoresWarning")
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infobatch._core.plan import selection_rng
+from infobatch._core.scores import FloatArray
+from infobatch._core.validation import check_int, length
+from infobatch._state.snapshot import describe_policy
+from infobatch._step.rescale import check_indices, check_losses
 from infobatch.errors import LossError, StateError
-from infobatch.plan import selection_rng
-from infobatch.policies.batch import BatchPolicy
-from infobatch.rescale import check_indices, check_losses
-from infobatch.scores import FloatArray
-from infobatch.state import describe_policy
-from infobatch.validation import check_int, length
+from infobatch.policies.rivals.batch import BatchPolicy
 
 _FORMAT = 1
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from infobatch._core.validation import check_int
 from infobatch.errors import DistributedError
-from infobatch.validation import check_int
 
 Bytes = NDArray[np.uint8]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infobatch._core.validation import check_fraction, check_int
 from infobatch.errors import LossError
-from infobatch.validation import check_fraction, check_int
 
 
 def per_sample(loss_map: Tensor, ignore_mask: Tensor | None = None) -> Tensor:

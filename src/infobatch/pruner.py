@@ -15,22 +15,26 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from infobatch.batches import Record, RecordedBatches
-from infobatch.buffer import LossBuffer
-from infobatch.compiled import outside_graphs
-from infobatch.distributed import Ranks, World
-from infobatch.errors import (
-    DistributedError,
-    EpochError,
-    IndistinctScoresWarning,
-    LossError,
-    MisalignedUpdateError,
-    MissingUpdateWarning,
-    NonFiniteLossWarning,
-    NothingPrunedWarning,
-    StateError,
+from infobatch._core.history import EpochRecord, LossTally
+from infobatch._core.plan import EpochPlan, Share
+from infobatch._core.planner import Planner
+from infobatch._core.policy import for_run, is_exact, is_native, is_policy
+from infobatch._core.scores import headroom
+from infobatch._core.user_warnings import warn_user
+from infobatch._core.validation import Setting, check_fraction, check_int, length
+from infobatch._loading.batches import Record, RecordedBatches
+from infobatch._loading.ledger import (
+    Batch,
+    DeliveredLedger,
+    DrawnLedger,
+    Ledger,
+    ReadAhead,
+    RecordedLedger,
 )
-from infobatch.exchange import (
+from infobatch._loading.loader_facts import LoaderFacts
+from infobatch._loading.sampler import PlanSampler
+from infobatch._loading.streams import StreamFilter
+from infobatch._ranks.exchange import (
     EPOCH_END,
     FIRST_UPDATE,
     NO_LOSS,
@@ -48,18 +52,22 @@ from infobatch.exchange import (
     meet,
     plan_digest,
 )
-from infobatch.history import EpochRecord, LossTally
-from infobatch.ledger import (
-    Batch,
-    DeliveredLedger,
-    DrawnLedger,
-    Ledger,
-    ReadAhead,
-    RecordedLedger,
+from infobatch._state.snapshot import Snapshot, describe_policy
+from infobatch._step.buffer import LossBuffer
+from infobatch._step.compiled import outside_graphs
+from infobatch._step.rescale import Reduction, check_indices, check_losses, rescale
+from infobatch.distributed import Ranks, World
+from infobatch.errors import (
+    DistributedError,
+    EpochError,
+    IndistinctScoresWarning,
+    LossError,
+    MisalignedUpdateError,
+    MissingUpdateWarning,
+    NonFiniteLossWarning,
+    NothingPrunedWarning,
+    StateError,
 )
-from infobatch.loader_facts import LoaderFacts
-from infobatch.plan import EpochPlan, Share
-from infobatch.planner import Planner
 from infobatch.policies import (
     AnyPolicy,
     BudgetThreshold,
@@ -72,17 +80,9 @@ from infobatch.policies import (
     ShardedPolicy,
     WithinGroups,
 )
-from infobatch.policies.base import for_run, is_exact, is_native, is_policy
 from infobatch.policies.groups import check_groups, has_groups
 from infobatch.policies.infobatch import normalise_quantiles
-from infobatch.rescale import Reduction, check_indices, check_losses, rescale
-from infobatch.sampler import PlanSampler
 from infobatch.schedule import RatioSchedule, epoch_sizes, pruned_epochs
-from infobatch.scores import headroom
-from infobatch.state import Snapshot, describe_policy
-from infobatch.streams import StreamFilter
-from infobatch.user_warnings import warn_user
-from infobatch.validation import Setting, check_fraction, check_int, length
 
 _PRUNE_RATIO = 0.5  # the paper's
 _INDISTINCT = 0.9  # of the gradient mass in a random part of the samples

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
-from infobatch.validation import check_fraction, check_int
+from infobatch._core.validation import check_fraction, check_int
 
 
 def pruned_epochs(num_epochs: int, delta: float, warmup_epochs: int) -> range:

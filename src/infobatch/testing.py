@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from infobatch._core.policy import for_run, is_policy, selection_of
+from infobatch._core.scores import FloatArray
 from infobatch.policies import (
     AnyPolicy,
     BatchPolicy,
@@ -28,9 +30,7 @@ from infobatch.policies import (
     is_exact,
     is_native,
 )
-from infobatch.policies.base import for_run, is_policy, selection_of
 from infobatch.pruner import DataPruner
-from infobatch.scores import FloatArray
 
 SIZES = (1, 2, 3, 17, 400)
 _DRAWS = 3000

@@ -8,6 +8,7 @@ from tests.distributed.support import in_threads, results_of
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
+from infobatch._core.scores import finite_quantiles, histogram, histogram_quantiles
 from infobatch.errors import DistributedError, PolicyError, StateError
 from infobatch.policies import (
     PAPER_QUANTILES,
@@ -17,7 +18,6 @@ from infobatch.policies import (
     ProportionalSampling,
     Selection,
 )
-from infobatch.scores import finite_quantiles, histogram, histogram_quantiles
 
 EPOCHS = 4
 

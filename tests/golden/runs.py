@@ -1,6 +1,6 @@
 """Runs whose plans, weights, scores and states are written down, bit for bit.
 
-    python tests/golden/runs.py    # writes runs.json and states.pt anew: only for a change that is meant
+    python tests/golden/runs.py    # writes them anew: only for a change that is meant
 
 A run trains on made-up losses, is saved within its third epoch and goes on.
 """

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from infobatch.coresets import METHODS
 from infobatch.lab.arm import Arm, ArmContext
 from infobatch.lab.arms import COST, DEFAULT, all_arms, choose_arms, expand, families
 from infobatch.lab.compare import planned_runs
+from infobatch.lab.coresets import METHODS
 from infobatch.lab.errors import LabError
 from infobatch.lab.presets import PRESETS
 from infobatch.lab.registry import discover

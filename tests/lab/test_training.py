@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.lab.support import AUGMENTED, DIGITS, SETTINGS, digits, finish, training_run
 from torch import nn
 
+from infobatch._core.plan import shuffled
 from infobatch.lab.arms import all_arms
 from infobatch.lab.compare import compare
 from infobatch.lab.display import LineListener
@@ -23,7 +24,6 @@ from infobatch.lab.train import (
     load_checkpoint,
     save_checkpoint,
 )
-from infobatch.plan import shuffled
 
 DROPPED = replace(DIGITS, build=lambda *given: nn.Sequential(nn.Dropout(0.2), DIGITS.build(*given)))
 ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "random")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infobatch import policies as p
-from infobatch.policies.base import reads_probability
+from infobatch._core.policy import reads_probability
 from infobatch.testing import check_batch_policy, check_policy
 
 N = 120

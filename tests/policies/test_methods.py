@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from infobatch import policies as p
+from infobatch._core.policy import for_run
 from infobatch.errors import PolicyError
-from infobatch.policies.base import for_run
-from infobatch.policies.seta import one_dimensional_k_means
+from infobatch.policies.rivals.seta import one_dimensional_k_means
 
 N = 60
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
+from infobatch._core.plan import selection_rng
 from infobatch.errors import PolicyError
-from infobatch.plan import selection_rng
 from infobatch.policies import (
     PAPER_QUANTILES,
     FullData,

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from infobatch import DataPruner, InfoBatch
+from infobatch._state.snapshot import _checksum
 from infobatch.errors import InfoBatchError, NonFiniteLossWarning, StateError
 from infobatch.policies import PAPER_QUANTILES, MeanThreshold, RandomSubset
-from infobatch.state import _checksum
 
 # 60 batches an epoch: on the CPU the losses of several are buffered before they become scores, so
 # states are taken both with full and with half-filled buffers.

@@ -16,8 +16,8 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from infobatch.loaders import planned_loader
-from infobatch.policies.base import reads_probability
+from infobatch._core.policy import reads_probability
+from infobatch.integrations.loaders import planned_loader
 from infobatch.pruner import DataPruner
 
 PerSample = Callable[[Tensor, Tensor], Tensor]

@@ -18,10 +18,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from infobatch._core.policy import reads_probability
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
 from infobatch.integrations._loss_check import Form, LossCheck, nonzero, refusal
 from infobatch.integrations.accelerate import keep_shares
-from infobatch.policies.base import reads_probability
 from infobatch.pruner import DataPruner, InfoBatch
 from infobatch.schedule import ProgressScheduler, counts_steps
 

@@ -19,7 +19,7 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 from ultralytics.utils.torch_utils import unwrap_model
 
 from infobatch.errors import MisalignedUpdateError, StateError
-from infobatch.loaders import planned_loader
+from infobatch.integrations.loaders import planned_loader
 from infobatch.pruner import DataPruner, InfoBatch
 
 STATE_FILE = "infobatch.pt"

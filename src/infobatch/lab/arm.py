@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch import BatchPruner, DataPruner
-from infobatch.coresets import Coreset
+from infobatch.lab.coresets import Coreset
 from infobatch.lab.errors import LabError
 from infobatch.policies import AnyPolicy
 from infobatch.schedule import RatioSchedule, pruned_epochs
@@ -93,7 +93,7 @@ class Proxy:
 
     Attributes:
         epochs: of the proxy; 0 where the method looks at nothing.
-        method: name in `infobatch.coresets.METHODS`.
+        method: name in `infobatch.lab.coresets.METHODS`.
         keep: size of the coreset.
         pruner: builds the pruner of the run itself.
     """

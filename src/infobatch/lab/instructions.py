@@ -15,8 +15,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor
 
-from infobatch import coresets
-from infobatch.coresets import Evidence
+from infobatch.lab import coresets
+from infobatch.lab.coresets import Evidence
 from infobatch.lab.data import TensorData
 from infobatch.lab.datasets.instructions import Record
 from infobatch.lab.errors import LabError

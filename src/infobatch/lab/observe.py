@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infobatch._core.plan import EpochPlan
 from infobatch.lab.data import TaskData
 from infobatch.lab.results import Histogram, Observations, PrunedSample
-from infobatch.plan import EpochPlan
 from infobatch.schedule import pruned_epochs
 
 _BINS = 40

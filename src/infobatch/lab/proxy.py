@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infobatch.coresets import Coreset, Evidence, choose
 from infobatch.lab.arm import ArmRun, Proxy
+from infobatch.lab.coresets import Coreset, Evidence, choose
 from infobatch.lab.data import TaskData, call
 from infobatch.lab.results import Cost
 from infobatch.lab.settings import Settings

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from infobatch._core.policy import reads_probability
 from infobatch.errors import IndistinctScoresWarning
 from infobatch.lab import ranks
 from infobatch.lab.arm import ArmRun, InBatch
@@ -29,7 +30,6 @@ from infobatch.lab.results import Cost, Curves
 from infobatch.lab.settings import Settings
 from infobatch.lab.task import Outcome, Task
 from infobatch.losses import batch_mean, el2n
-from infobatch.policies.base import reads_probability
 from infobatch.schedule import ProgressScheduler
 
 Watch = Callable[[Tensor, Any, Any], None]

@@ -7,8 +7,7 @@ than its last score), `ShardedPolicy` (it works where each rank has the scores o
 `BatchPolicy` is for methods that choose within a batch, after a forward pass.
 """
 
-from infobatch.policies.aged import AgedScores
-from infobatch.policies.base import (
+from infobatch._core.policy import (
     AnyPolicy,
     ExactPolicy,
     Memory,
@@ -20,34 +19,35 @@ from infobatch.policies.base import (
     is_exact,
     is_native,
 )
-from infobatch.policies.batch import (
-    BatchPolicy,
-    BatchSelection,
-    EvolvedSampling,
-    ImportanceSampling,
-    SelectiveBackprop,
-)
+from infobatch._core.thinning import occurrences, thin, thin_to
+from infobatch.policies.aged import AgedScores
 from infobatch.policies.caps import CappedWeights, ProtectedTail
-from infobatch.policies.epsilon_greedy import EpsilonGreedy
 from infobatch.policies.fixed import FixedSubset
 from infobatch.policies.full import FullData
 from infobatch.policies.groups import WithinGroups
-from infobatch.policies.ies import EarlyStopping
 from infobatch.policies.infobatch import (
     PAPER_QUANTILES,
     BudgetThreshold,
     MeanThreshold,
     QuantileThresholds,
 )
-from infobatch.policies.kakurenbo import Kakurenbo
-from infobatch.policies.orderdp import OrderedSubset
 from infobatch.policies.proportional import ProportionalSampling
 from infobatch.policies.random import RandomSubset
-from infobatch.policies.repb import LocalWindow
-from infobatch.policies.rs2 import RepeatedRandomSampling
-from infobatch.policies.seta import SlidingWindow
-from infobatch.policies.thinning import occurrences, thin, thin_to
-from infobatch.policies.ucb import UpperConfidenceBound
+from infobatch.policies.rivals.batch import (
+    BatchPolicy,
+    BatchSelection,
+    EvolvedSampling,
+    ImportanceSampling,
+    SelectiveBackprop,
+)
+from infobatch.policies.rivals.epsilon_greedy import EpsilonGreedy
+from infobatch.policies.rivals.ies import EarlyStopping
+from infobatch.policies.rivals.kakurenbo import Kakurenbo
+from infobatch.policies.rivals.orderdp import OrderedSubset
+from infobatch.policies.rivals.repb import LocalWindow
+from infobatch.policies.rivals.rs2 import RepeatedRandomSampling
+from infobatch.policies.rivals.seta import SlidingWindow
+from infobatch.policies.rivals.ucb import UpperConfidenceBound
 
 __all__ = [
     "PAPER_QUANTILES",

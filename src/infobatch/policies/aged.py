@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.policies.base import Memory, Selection
+from infobatch._core.policy import Memory, Selection
+from infobatch._core.scores import FloatArray, finite_sum
+from infobatch._core.validation import check_at_least
 from infobatch.policies.wrapper import Wrapper
-from infobatch.scores import FloatArray, finite_sum
-from infobatch.validation import check_at_least
 
 _SEEN = "last_seen"
 

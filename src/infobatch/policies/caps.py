@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.policies.base import Memory, Selection
-from infobatch.policies.thinning import occurrences
+from infobatch._core.policy import Memory, Selection
+from infobatch._core.scores import FloatArray
+from infobatch._core.thinning import occurrences
+from infobatch._core.validation import check_at_least, check_fraction
 from infobatch.policies.wrapper import Wrapper
-from infobatch.scores import FloatArray
-from infobatch.validation import check_at_least, check_fraction
 
 
 @dataclass(frozen=True, eq=False)

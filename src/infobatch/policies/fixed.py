@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.policies.base import Selection
-from infobatch.policies.thinning import kept_only
-from infobatch.scores import FloatArray
+from infobatch._core.policy import Selection
+from infobatch._core.scores import FloatArray
+from infobatch._core.thinning import kept_only
 
 
 @dataclass(frozen=True, eq=False)
 class FixedSubset:
     """Keep the same samples, chosen beforehand, in every epoch; weight 1 or one's own.
 
-    Use it with `warmup_epochs=0, delta=1.0`. See `infobatch.coresets` for ways to choose.
+    Use it with `warmup_epochs=0, delta=1.0`. See `infobatch.lab.coresets` for ways to choose.
 
     Attributes:
         indices: (K,) distinct sample indices.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infobatch.policies.base import IgnoresScores, Selection
-from infobatch.scores import FloatArray
+from infobatch._core.policy import IgnoresScores, Selection
+from infobatch._core.scores import FloatArray
 
 
 @dataclass(frozen=True)

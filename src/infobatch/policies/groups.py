@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from infobatch.policies.base import Memory, Selection, selection_of
+from infobatch._core.policy import Memory, Selection, selection_of
+from infobatch._core.scores import FloatArray
 from infobatch.policies.wrapper import Wrapper
-from infobatch.scores import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.errors import PolicyError
-from infobatch.policies.base import Selection
-from infobatch.policies.thinning import ascending, lowest, thin, thin_to
-from infobatch.scores import (
+from infobatch._core.policy import Selection
+from infobatch._core.scores import (
     FloatArray,
     below,
     finite_quantiles,
@@ -25,7 +23,9 @@ from infobatch.scores import (
     histogram,
     histogram_quantiles,
 )
-from infobatch.validation import check_at_least, check_fraction
+from infobatch._core.thinning import ascending, lowest, thin, thin_to
+from infobatch._core.validation import check_at_least, check_fraction
+from infobatch.errors import PolicyError
 
 Quantiles = tuple[tuple[float, float], ...]
 
@@ -194,7 +194,7 @@ class QuantileThresholds:
         return min(num_samples, len(self.quantiles) + 1)
 
     def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
-        """Histogram of the finite scores; see `infobatch.scores.histogram` for its error."""
+        """Histogram of the finite scores; see `infobatch._core.scores.histogram` for its error."""
         return histogram(scores)
 
     def select_with(

@@ -13,9 +13,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.policies.base import Selection
-from infobatch.scores import NUM_BINS, FloatArray, bin_end, bin_middles, bins_of, histogram
-from infobatch.validation import check_at_least, check_fraction
+from infobatch._core.policy import Selection
+from infobatch._core.scores import NUM_BINS, FloatArray, bin_end, bin_middles, bins_of, histogram
+from infobatch._core.validation import check_at_least, check_fraction
 
 Bound = Literal["probability", "loss", "root"]
 """How large a sample's gradient may be, by its score.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infobatch.policies.base import IgnoresScores, Selection
-from infobatch.policies.thinning import kept_only, thin, thin_to
-from infobatch.scores import FloatArray
-from infobatch.validation import check_fraction
+from infobatch._core.policy import IgnoresScores, Selection
+from infobatch._core.scores import FloatArray
+from infobatch._core.thinning import kept_only, thin, thin_to
+from infobatch._core.validation import check_fraction
 
 
 @dataclass(frozen=True)

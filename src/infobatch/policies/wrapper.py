@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch.policies.base import (
+from infobatch._core.policy import (
     AnyPolicy,
     ExactPolicy,
     Memory,
@@ -20,7 +20,7 @@ from infobatch.policies.base import (
     reads_probability,
     selection_of,
 )
-from infobatch.scores import FloatArray
+from infobatch._core.scores import FloatArray
 
 
 @dataclass(frozen=True, eq=False)

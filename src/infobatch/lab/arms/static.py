@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from infobatch import DataPruner
-from infobatch.coresets import METHODS, Coreset
 from infobatch.lab.arm import FORWARD_COST, Arm, ArmContext, ArmRun, Proxy
+from infobatch.lab.coresets import METHODS, Coreset
 from infobatch.policies import FullData
 
 PROXY_PART = 0.1

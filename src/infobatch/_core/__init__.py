@@ -1,0 +1,1 @@
+"""The method: scores, selections, plans. Pure functions of numbers, in numpy."""

@@ -1,0 +1,1 @@
+"""Between plan and loop: what hands samples out, and how it is known whose losses come back."""

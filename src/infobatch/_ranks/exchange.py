@@ -1,0 +1,312 @@
+"""What the ranks tell each other: that they agree, and the losses of an epoch.
+
+Every rank can compute the whole epoch plan, so no index has to be sent: the losses of all ranks,
+laid side by side, are in the order of the plan. A header of some integers goes before them, so
+that ranks that disagree all find out, from the same figures, before sizes could fail to match.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch._core.plan import EpochPlan, IndexArray
+from infobatch._core.scores import FloatArray
+from infobatch.distributed import Bytes, Ranks, World
+from infobatch.errors import DistributedError
+
+_PROTOCOL = 3
+_PLANNED, NO_LOSS = -1, -2  # in place of a row: the planned one; none at all
+LEFT_OUT, OWN_ROWS = 1, 2  # what rows come with losses
+_DIGEST_SAMPLES = 1 << 16
+
+OCCASIONS = (
+    "the first update",
+    "the end of an epoch",
+    "synchronize()",
+    "the planning of an epoch",
+    "rescore()",
+    "the sharing out of an epoch",
+)
+FIRST_UPDATE, EPOCH_END, SYNCHRONIZE, PLANNING, RESCORE, SHARING = range(6)
+
+
+@dataclass
+class PendingLosses:
+    """The losses of this rank that the others do not know yet, in the order in which they came.
+
+    Attributes:
+        batches: sizes of the batches that they came in.
+    """
+
+    batches: list[int] = field(default_factory=list)
+    _losses: list[FloatArray] = field(default_factory=list)
+    _scores: list[FloatArray | None] = field(default_factory=list)
+    _rows: list[NDArray[np.int64] | None] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(self.batches)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether some of them came with scores of their own."""
+        return any(scores is not None for scores in self._scores)
+
+    @property
+    def kind_of_rows(self) -> int:
+        """0: all losses are of the planned samples; LEFT_OUT: some are left out; OWN_ROWS: else."""
+        given = [rows for rows in self._rows if rows is not None]
+        if any(bool((rows >= 0).any()) for rows in given):
+            return OWN_ROWS
+        return LEFT_OUT if given else 0
+
+    def add(
+        self,
+        losses: FloatArray,
+        scores: FloatArray | None,
+        batches: list[int],
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Take in losses (M,), of the planned samples or of those in `rows`."""
+        self._losses.append(losses)
+        self._scores.append(scores)
+        self._rows.append(rows)
+        self.batches += batches
+
+    def skip(self, count: int) -> None:
+        """Leave out the next `count` planned samples."""
+        nothing = np.zeros(count, dtype=np.float32)
+        self.add(nothing, None, [count], np.full(count, NO_LOSS))
+
+    def pack(self, size: int, *, with_scores: bool, with_rows: bool) -> NDArray[np.uint8]:
+        """`size` losses, then as many scores, then as many rows, as bytes."""
+        fill = size - len(self)
+        losses = [*self._losses, np.zeros(fill, np.float32)]
+        parts: list[Sequence[NDArray[Any]]] = [losses]
+        if with_scores:
+            scores = zip(self._scores, self._losses, strict=True)
+            parts.append([*(b if a is None else a for a, b in scores), losses[-1]])
+        if with_rows:
+            planned = (np.full(len(part), _PLANNED) for part in self._losses)
+            rows = zip(self._rows, planned, strict=True)
+            parts.append([*(b if a is None else a for a, b in rows), np.full(fill, NO_LOSS)])
+        return np.concatenate([np.concatenate(part).view(np.uint8) for part in parts])
+
+
+@dataclass(frozen=True)
+class Header:
+    """Where a rank stands: what all ranks must agree on before anything is sent.
+
+    Attributes:
+        occasion: what the rank is doing: one of `OCCASIONS`.
+        epoch: 0-based.
+        start: plan position from which this epoch is trained.
+        position: samples of this rank's share that have been accounted for.
+        plan: digest of the epoch plan.
+        count: how much follows: losses or scores, of which ranks may have unequal numbers; while
+            planning and sharing out, bytes, of which all must have as many.
+        has_scores, rows: what comes with losses; see `PendingLosses.kind_of_rows`.
+    """
+
+    occasion: int
+    epoch: int
+    start: int
+    position: int
+    plan: int
+    count: int = 0
+    has_scores: bool = False
+    rows: int = 0
+
+
+def plan_digest(plan: EpochPlan) -> int:
+    """A number that differs, in all likelihood, for plans that differ; cheap at any size.
+
+    Of the order, up to 131,072 entries and the sum are looked at. Threshold and mean weight depend
+    on the scores, so digests also tell scores apart, as finely as the policy looks at them.
+    """
+    step = max(1, len(plan.order) // _DIGEST_SAMPLES)
+    sampled = np.ascontiguousarray(plan.order[::step], dtype=np.int64)
+    facts = (
+        len(plan),
+        plan.total,
+        plan.threshold,
+        plan.mean_weight,
+        int(plan.order.sum(dtype=np.int64)),
+    )
+    return zlib.crc32(sampled.tobytes(), zlib.crc32(repr(facts).encode()))
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """All ranks stand at the same place, and can go on together.
+
+    Attributes:
+        headers: (W,) those of rank 0 to W - 1.
+        processes: (W,) the process of the group that stands for each rank: where several have
+            the same data-parallel rank, the first of them.
+    """
+
+    ranks: Ranks
+    headers: list[Header]
+    processes: list[int]
+    occasion: str
+
+    def all_gather(self, data: NDArray[Any], what: str = "sums of the epoch") -> list[Bytes]:
+        """The data of rank 0 to W - 1, equally many bytes each; a collective operation.
+
+        Args:
+            data: this rank's.
+            what: name of it, for the message of an error.
+        """
+        gathered = self.ranks.all_gather(data.view(np.uint8), self.occasion, what=what)
+        return [gathered[process] for process in self.processes]
+
+
+def meet(
+    ranks: Ranks, world: World, settings: Mapping[str, Any], header: Header, *, uneven: bool = False
+) -> Meeting:
+    """Tell every rank where this one stands, and make sure that all stand at the same place.
+
+    Args:
+        ranks: the way to the others.
+        world: this rank's place.
+        settings: the pruner's; compared one by one.
+        header: where this rank stands.
+        uneven: the ranks may have come to different positions.
+
+    Raises:
+        DistributedError: they do not agree; on every rank alike.
+    """
+    names = sorted(settings)
+    digests = [zlib.crc32(json.dumps(settings[name], sort_keys=True).encode()) for name in names]
+    place = [int(value) for value in vars(header).values()]
+    own = np.array([_PROTOCOL, world.size, *digests, *place, world.rank], dtype=np.int64)
+    occasion = f"{OCCASIONS[header.occasion]} (epoch {header.epoch}, position {header.position})"
+    parts = ranks.all_gather(own.view(np.uint8), occasion, what="places in the run")
+    table = [part.view(np.int64).tolist() for part in parts]
+    first = table[0]
+    for column, name in enumerate(["version of infobatch", "world_size", *names]):
+        differing = [row[-1] for row in table if row[column] != first[column]]
+        if differing:
+            mine = f" (here: {settings[name]!r})" if name in settings else ""
+            raise DistributedError(
+                f"rank(s) {differing} have another {name} than rank {first[-1]}{mine}; build the "
+                "pruner with the same arguments on every rank"
+            )
+    processes = {row[-1]: process for process, row in reversed(list(enumerate(table)))}
+    if sorted(processes) != list(range(world.size)):
+        raise DistributedError(
+            f"the process group must hold ranks 0 to {world.size - 1}, got {sorted(processes)}; "
+            "pass rank= and world_size= of the data-parallel dimension"
+        )
+    headers = [Header(*row[-1 - len(place) : -1]) for row in table]
+    for row, other in zip(table, headers, strict=True):
+        _compare(first[-1], headers[0], row[-1], other, uneven=uneven)
+    by_rank = [processes[rank] for rank in range(world.size)]
+    return Meeting(ranks, [headers[process] for process in by_rank], by_rank, occasion)
+
+
+def _compare(rank: int, header: Header, other_rank: int, other: Header, *, uneven: bool) -> None:
+    where = " and ".join(
+        f"rank {number} is at {OCCASIONS[place.occasion]}, epoch {place.epoch}, sample "
+        f"{place.position} of its share"
+        for number, place in ((rank, header), (other_rank, other))
+    )
+    if (header.occasion, header.epoch, header.start) != (other.occasion, other.epoch, other.start):
+        raise DistributedError(
+            f"the ranks do not stand at the same place: {where}. Every rank must train on every "
+            "batch of its loader, call synchronize and load_state_dict alike, and leave an epoch "
+            "early (break) only where all do"
+        )
+    if header.plan != other.plan:
+        raise DistributedError(
+            f"rank {other_rank} has planned epoch {header.epoch} otherwise than rank {rank}: their "
+            "scores, their policies or the orders of their own samplers differ. Load the same "
+            "state on every rank; let a policy draw from its rng alone; let a sampler= of your "
+            "own yield the whole order, the same on every rank (no DistributedSampler: the "
+            "pruner shards it)"
+        )
+    if header.occasion in (PLANNING, SHARING) and header.count != other.count:
+        raise DistributedError(
+            f"at {OCCASIONS[header.occasion]} {header.epoch} rank {rank} has {header.count} bytes "
+            f"to send and rank {other_rank} {other.count}: their policies differ. Let summarise "
+            "return equally many numbers on every rank, whatever the scores are"
+        )
+    if header.position != other.position and not uneven:
+        raise DistributedError(
+            f"the ranks have trained on different numbers of samples: {where}. A rank that leaves "
+            "an epoch early (break) must do so with all others, after the same batch"
+        )
+
+
+def gather_losses(
+    meeting: Meeting, pending: PendingLosses, planned: IndexArray
+) -> tuple[IndexArray, FloatArray, FloatArray, list[int]]:
+    """Every rank's losses, in the order of the plan: the one large collective of an epoch.
+
+    Args:
+        meeting: of all ranks.
+        pending: this rank's losses.
+        planned: (M,) the rows that the plan has for these losses, over all ranks.
+
+    Returns:
+        rows, losses, scores: (M,) each; and the sizes of the batches that they came in.
+    """
+    size = max(header.count for header in meeting.headers)
+    with_scores = any(header.has_scores for header in meeting.headers)
+    with_rows = any(header.rows for header in meeting.headers)
+    packed = pending.pack(size, with_scores=with_scores, with_rows=with_rows)
+    parts = meeting.all_gather(packed, "losses")
+    side_by_side = [part[: 4 * size].view(np.float32) for part in parts]
+    losses = scores = np.stack(side_by_side, axis=1).reshape(-1)
+    if with_scores:
+        side_by_side = [part[4 * size : 8 * size].view(np.float32) for part in parts]
+        scores = np.stack(side_by_side, axis=1).reshape(-1)
+    if not with_rows:
+        losses = losses[: len(planned)]  # what lies beyond is padding
+        scores = scores[: len(planned)] if with_scores else losses
+        batches = cut_batches([size * len(parts) for size in pending.batches], len(planned))
+        return planned, losses, scores, batches
+    rows = np.stack([part[-8 * size :].view(np.int64) for part in parts], axis=1).reshape(-1)
+    as_planned = np.full(len(rows), NO_LOSS)
+    as_planned[: len(planned)] = planned
+    rows = np.where(rows == _PLANNED, as_planned, rows)
+    came = rows >= 0
+    rows, kept_losses = rows[came], losses[came]
+    return rows, kept_losses, scores[came] if with_scores else kept_losses, [len(rows)]
+
+
+def gather_rescored(
+    meeting: Meeting, rows: NDArray[np.int64], scores: FloatArray
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """The rows and scores that all ranks have from forward passes, rank after rank.
+
+    Args:
+        meeting: of all ranks; the headers count the scores of each.
+        rows: (M,) this rank's.
+        scores: (M,) of them.
+    """
+    counts = [header.count for header in meeting.headers]
+    fill = max(counts) - len(rows)
+    numbers = np.concatenate([rows, np.full(fill, NO_LOSS)]).view(np.uint8)
+    values = np.concatenate([scores, np.zeros(fill, np.float32)]).view(np.uint8)
+    parts = meeting.all_gather(np.concatenate([numbers, values]), "fresh scores")
+    size = max(counts)
+    by_rank = list(zip(parts, counts, strict=True))
+    all_rows = np.concatenate([part[: 8 * size].view(np.int64)[:n] for part, n in by_rank])
+    return all_rows, np.concatenate([part[8 * size :].view(np.float32)[:n] for part, n in by_rank])
+
+
+def cut_batches(batches: list[int], length: int) -> list[int]:
+    """The sizes of batches, without what lies beyond `length` samples."""
+    cut = []
+    for size in batches:
+        cut.append(min(size, length))
+        length -= cut[-1]
+    return [size for size in cut if size > 0]

@@ -1,0 +1,1 @@
+"""One step of training: weights out, losses in, the rescaled loss."""

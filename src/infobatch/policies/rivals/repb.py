@@ -1,0 +1,85 @@
+"""RePB: prune below the mean of the sample's own batch (ICLR 2026)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from infobatch._core.policy import Memory, Remembering, Selection
+from infobatch._core.scores import FloatArray
+from infobatch._core.thinning import lowest
+from infobatch._core.validation import check_fraction
+
+
+@dataclass(frozen=True)
+class LocalWindow(Remembering):
+    """Compare a loss with the mean of its batch, and leave out what lies below it at random.
+
+    A sample whose last loss was below the mean of the batch that it came in is dropped with
+    probability rho, and taken again in a later epoch with probability 1 - rho; so in each epoch
+    it is kept with probability 1 - rho. A kept sample weighs epochs / times: how many epochs
+    there were, this one included, over in how many of them it was selected.
+
+    With a given number to keep, rho is solved for; where the samples below their mean are too
+    few, those least above it follow.
+
+    The weights are those of a realised frequency and not of a probability: a sample's total
+    weight over the run tends to the number of epochs, but a single epoch is not unbiased.
+
+    Attributes:
+        drop_probability: rho in [0, 1).
+    """
+
+    drop_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        rho = check_fraction("drop_probability", self.drop_probability, below_one=True)
+        object.__setattr__(self, "drop_probability", rho)
+
+    @property
+    def columns(self) -> dict[str, float]:
+        """`above`: last loss minus the mean of its batch; `times` selected."""
+        return {"above": float("nan"), "times": 0.0}
+
+    def remember(
+        self,
+        memory: Memory,
+        rows: NDArray[np.integer[Any]],
+        scores: FloatArray,
+        batches: list[int],
+        *,
+        trained: bool,
+    ) -> None:
+        """Compare each score with the mean of the finite ones of its batch."""
+        starts = np.cumsum([0, *batches[:-1]])
+        finite = np.isfinite(scores)
+        sums = np.add.reduceat(np.where(finite, scores, 0.0).astype(np.float64), starts)
+        means = sums / np.maximum(np.add.reduceat(finite.astype(np.int64), starts), 1)
+        memory["above"][rows] = scores - np.repeat(means, batches).astype(np.float32)
+        if trained:
+            np.add.at(memory["times"], rows, np.float32(1.0))
+
+    def select_from(
+        self,
+        memory: Memory,
+        scores: FloatArray,
+        keep: int | None,
+        epoch: int,
+        rng: np.random.Generator,
+    ) -> Selection:
+        """Drop among those below their window's mean."""
+        above = memory["above"]
+        below = above < 0  # False where nothing is known
+        if keep is None:
+            dropped = below & (rng.random(len(scores)) < self.drop_probability)
+            if dropped.all():
+                dropped[int(rng.integers(len(scores)))] = False
+        else:
+            drop = len(scores) - keep
+            order = np.where(below, np.float32(-1.0), np.where(np.isfinite(above), above, np.inf))
+            dropped, _ = lowest(order, drop, rng)
+        weights = np.where(dropped, 0.0, (epoch + 1) / (memory["times"] + 1.0))
+        return Selection(weights)
