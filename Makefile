@@ -73,7 +73,7 @@ format: $(STAMP)  ## Format the code and mend what can be mended automatically
 docs: $(STAMP)  ## Run only the code blocks of README, docs and docstrings
 	$(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
 
-bench: $(STAMP)  ## Measure what it costs; writes raw results, docs/benchmarks.md, docs/scaling.md
+bench: $(STAMP)  ## Measure what it costs; writes raw results, docs/overhead.md, docs/scaling.md
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/communication.py

@@ -1,12 +1,11 @@
-"""Write the tables of docs/benchmark.md, the research log, docs/tasks and README from results.
+"""Write the tables of docs/results.md, the research log, docs/tasks and README from results.
 
     python benchmarks/results_page.py
 
-Reads benchmarks/comparisons/*/results.jsonl.gz for the benchmark of methods, and for each task
-benchmarks/tasks/*/*.jsonl.gz, and for the research log benchmarks/research/*.jsonl.gz, which
-`infobatch compare --out` wrote and gzip made smaller. With
---check nothing is written, and the exit code is 1 if a page is not what the results say; pictures
-are only drawn without it.
+Reads what `infobatch compare --out` wrote, packed by gzip: for docs/results.md
+benchmarks/comparisons/*/results.jsonl.gz, for the tasks benchmarks/tasks/*/*.jsonl.gz, and for the
+research log benchmarks/research/*.jsonl.gz. With --check nothing is written, and the exit code is 1
+if a page is not what the results say; pictures are only drawn without it.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ README_ARMS = (
 IN_README = ("digits", "cifar100-budget", "cifar10-budget")
 WORDS = ("arm", "verdict")
 OURS = "proportional"
-"""The policy of `InfoBatch(budget=...)`."""
+"""What `DataPruner(budget=...)` runs."""
 
 
 def table(rows: Sequence[Row], columns: Sequence[str] = tuple(HEADINGS)) -> str:
@@ -175,7 +174,7 @@ def benchmark() -> tuple[str, str, dict[str, Comparison]]:
         picture = ""
         if comparison.costs:
             drawn[folder.name] = comparison
-            picture = f"![Metric against cost](images/benchmark-{folder.name}.png)"
+            picture = f"![Metric against cost](images/results-{folder.name}.png)"
         sections.append(section(comparison, notes, picture))
         if folder.name in IN_README:
             short.append(in_short(comparison))
@@ -243,7 +242,7 @@ def _task_row(comparison: Comparison, page: Path, advice: str, apart: list[str])
     """A task in the README: InfoBatch at its own cost, and what is gained over fewer epochs.
 
     By the paper's rule, at a given cost where that was run and otherwise at InfoBatch's; and by
-    the policy of `InfoBatch(budget=...)`. `apart` names the options that tell the task's
+    the policy of `DataPruner(budget=...)`. `apart` names the options that tell the task's
     comparisons apart.
     """
     by_arm = {row.arm: row for row in comparison.rows}
@@ -283,7 +282,7 @@ def main() -> None:
     pages, table_of_tasks = tasks()
     readme = ROOT / "README.md"
     wanted = {path: insert(path.read_text(), content) for path, content in pages.items()}
-    wanted[ROOT / "docs" / "benchmark.md"] = page
+    wanted[ROOT / "docs" / "results.md"] = page
     wanted[RESEARCH_LOG] = research(RESEARCH_LOG.read_text())
     wanted[readme] = insert(insert(readme.read_text(), part), table_of_tasks)
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
@@ -294,7 +293,7 @@ def main() -> None:
     for path in stale:
         path.write_text(wanted[path])
     for name, comparison in drawn.items():
-        (IMAGES / f"benchmark-{name}.png").write_bytes(plots.metric_against_cost(comparison))
+        (IMAGES / f"results-{name}.png").write_bytes(plots.metric_against_cost(comparison))
 
 
 if __name__ == "__main__":

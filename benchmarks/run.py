@@ -1,4 +1,4 @@
-"""Measure what infobatch costs; write the raw results. See docs/benchmarks.md for what they say.
+"""Measure what infobatch costs; write the raw results. See docs/overhead.md for what they say.
 
 python benchmarks/run.py --out benchmarks/results/cpu.json
 python benchmarks/report.py
