@@ -2,15 +2,19 @@
 # Another Python:         make test PYTHON=python3.12
 # Other versions:         make test CONSTRAINTS=path/to/other-constraints.txt
 # Arguments for pytest:   make test PYTEST_ARGS="tests/claims -x"
+# On more cores:          make test JOBS=8
 
 # python3.11 is what the pins were tested with; tried by running it, as a name may be an empty shim.
 PYTHON ?= $(shell python3.11 -c 0 >/dev/null 2>&1 && echo python3.11 || echo python3)
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two workers by default. Tests of one module stay together: they share what is costly to build.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 WHEEL := build/wheel
 # Both names: build environments follow the first up to pip 25.2, the second from then on.
 PINNED := PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -21,7 +25,7 @@ FROM_WHEEL := import infobatch, pathlib; p = pathlib.Path(infobatch.__file__).re
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-hosts lint format docs bench test-wheel clean
+.PHONY: help setup demo test test-all test-lab test-hosts lint format docs bench test-wheel clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,8 +44,14 @@ setup: $(STAMP)  ## Build .venv with the pinned versions
 demo: $(STAMP)  ## Train on real digits with and without InfoBatch; table and HTML report at the end
 	@$(BIN)/infobatch compare
 
-test: $(STAMP)  ## Run all tests, the code blocks of README and docs among them
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(STAMP)  ## Run the tests of every promise, the code blocks of README and docs among them
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## Run all tests that need no other framework: also the slow ones, and the whole laboratory
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-lab: $(STAMP)  ## Run the tests of the laboratory behind `infobatch compare`
+	$(PYTEST) -m lab $(PYTEST_ARGS)
 
 test-hosts: .venv-loops/.installed .venv-vision/.installed  ## Run the tests with Lightning, transformers, timm, ... themselves
 	.venv-loops/bin/python -m pytest tests/hosts/loops tests/hosts/tasks $(PYTEST_ARGS)
@@ -71,7 +81,7 @@ format: $(STAMP)  ## Format the code and mend what can be mended automatically
 	$(BIN)/ruff format .
 
 docs: $(STAMP)  ## Run only the code blocks of README, docs and docstrings
-	$(BIN)/python -m pytest tests/test_docs.py $(PYTEST_ARGS)
+	$(PYTEST) tests/test_docs.py $(PYTEST_ARGS)
 
 bench: $(STAMP)  ## Measure what it costs; writes raw results, docs/overhead.md, docs/scaling.md
 	$(BIN)/python benchmarks/run.py
@@ -89,7 +99,7 @@ test-wheel: $(STAMP)  ## Build the wheel and run against it the tests of what a 
 	@$(BIN)/python -m pip install -qq --no-deps --target $(WHEEL)/site $(WHEEL)/*.whl
 	@PYTHONPATH="$(CURDIR)/$(WHEEL)/site" $(BIN)/python -c '$(FROM_WHEEL)'
 	@PYTHONPATH="$(CURDIR)/$(WHEEL)/site" $(WHEEL)/site/bin/infobatch --help >/dev/null
-	PYTHONPATH="$(CURDIR)/$(WHEEL)/site" $(BIN)/python -m pytest $(OF_WHEEL) $(PYTEST_ARGS)
+	PYTHONPATH="$(CURDIR)/$(WHEEL)/site" $(PYTEST) $(OF_WHEEL) $(PYTEST_ARGS)
 
 clean:  ## Remove .venv, builds and caches
 	rm -rf $(VENV) .venv-loops .venv-vision build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-HOSTS = Path(__file__).parent / "hosts"
+TESTS = Path(__file__).parent
+HOSTS = TESTS / "hosts"
+# Tests of the laboratory, and those of them that are part of `make test`.
+LAB = (TESTS / "lab", TESTS / "test_coresets.py")
+LAB_IN_SHORT = ("test_command.py", "test_registry.py", "test_report.py", "test_results.py")
 
 # No deadline: the first example pays for imports and caches of torch. The health check on speed is
 # off for the same reason; the number of examples is what bounds the time.
@@ -27,6 +31,15 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path == HOSTS and not any("hosts" in Path(arg).parts for arg in config.args):
         return True
     return None
+
+
+def pytest_collection_modifyitems(items):
+    """All of the laboratory is one group, most of it slow."""
+    for item in items:
+        if any(part in (item.path, *item.path.parents) for part in LAB):
+            item.add_marker(pytest.mark.lab)
+            if item.path.name not in LAB_IN_SHORT:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
