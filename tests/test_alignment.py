@@ -153,16 +153,6 @@ def test_loaders_that_do_not_batch_deliver_one_sample_at_a_time(count):
         run.assert_scores_are_true()
 
 
-@WORKERS
-@pytest.mark.parametrize("batches", [1, 3])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_hosts_that_read_ahead_keep_the_order(count, batches, drop_last):
-    run = Run()
-    run.pruner.sampler.batches_ahead = batches
-    loader = DataLoader(Ids(), B, sampler=run.pruner.sampler, drop_last=drop_last, **workers(count))
-    check_epochs(run, loader, wrap=lambda loader: read_ahead(loader, batches), drop_last=drop_last)
-
-
 def test_a_host_that_hides_the_loader_from_the_sampler_is_served_as_well():
     """No BatchSampler and no DataLoader to be seen: the order is checked all the same."""
 
@@ -229,20 +219,18 @@ def middle_of_the_second_epoch(count, size=N):
     return run, batches
 
 
-@WORKERS
-def test_two_updates_for_one_batch_are_an_error_at_once(count):
-    run, batches = middle_of_the_second_epoch(count)
-    ids = next(batches)
-    run.step(ids)
-    with run.refusal(remedy=r"[Cc]all (it|update) once per batch"):
-        run.step(ids)
-
-
-@WORKERS
-def test_two_updates_for_the_first_batch_are_an_error_at_once(count):
+def start_of_the_first_epoch(count):
     run = Run()
-    loader = DataLoader(Ids(), B, sampler=run.pruner.sampler, **workers(count))
-    batches = iter(loader)
+    return run, iter(DataLoader(Ids(), B, sampler=run.pruner.sampler, **workers(count)))
+
+
+PLACES = {"start": start_of_the_first_epoch, "middle": middle_of_the_second_epoch}
+
+
+@WORKERS
+@pytest.mark.parametrize("place", ["start", "middle"])
+def test_two_updates_for_one_batch_are_an_error_at_once(count, place):
+    run, batches = PLACES[place](count)
     ids = next(batches)
     run.step(ids)
     with run.refusal(remedy=r"[Cc]all (it|update) once per batch"):
@@ -278,29 +266,14 @@ def test_two_updates_among_the_last_batches_are_an_error_by_the_end_of_the_epoch
 
 
 @WORKERS
-def test_more_losses_than_the_batch_has_are_an_error(count):
-    run, batches = middle_of_the_second_epoch(count)
-    ids = torch.cat([next(batches), torch.arange(3)])
-    with run.refusal(remedy="losses of the whole batch"):
-        run.step(ids)
-
-
-@WORKERS
-@pytest.mark.parametrize("length", [1, B // 2, B - 1])
-def test_fewer_losses_than_the_batch_has_are_an_error(count, length):
-    run, batches = middle_of_the_second_epoch(count)
-    with run.refusal(remedy="losses of the whole batch"):
-        run.step(next(batches)[:length])
-
-
-@WORKERS
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("length", [1, B // 2, B - 1, B + 1, 2 * B])
-def test_a_first_loss_vector_of_the_wrong_length_is_an_error(count, length):
-    run = Run()
-    batches = iter(DataLoader(Ids(), B, sampler=run.pruner.sampler, **workers(count)))
-    next(batches)
+def test_another_number_of_losses_than_the_batch_has_is_an_error(place, length, count):
+    run, batches = PLACES[place](count)
+    ids = next(batches)
     with run.refusal(remedy="losses of the whole batch"):
         run.step(torch.arange(length))
+    run.step(ids)  # and the run can go on with the right ones
 
 
 @WORKERS
@@ -394,50 +367,23 @@ def test_without_workers_there_is_no_order_to_lose():
     check_epochs(run, DataLoader(Ids(), B, sampler=run.pruner.sampler, in_order=False))
 
 
-def test_after_an_error_the_run_can_go_on_with_the_right_losses():
-    run, batches = middle_of_the_second_epoch(0)
-    ids = next(batches)
-    with run.refusal(remedy="losses of the whole batch"):
-        run.step(ids[:-1])
-    run.step(ids)
-    for rest in batches:
-        run.step(rest)
-    run.assert_scores_are_true()
-    assert run.pruner.epoch == 2
-
-
 # --- leaving early, leaving out, looking ----------------------------------------------------------
 
 
-@WORKERS
-@pytest.mark.parametrize("steps", [1, 6, 11, 12])
-def test_an_epoch_may_be_left_early(count, steps):
-    run = Run()
-    loader = DataLoader(Ids(), B, sampler=run.pruner.sampler, **workers(count))
-    for epoch in range(3):
-        planned = run.pruner.plan.indices
-        for step, ids in enumerate(loader):
-            if step == steps:
-                break
-            run.step(ids)
-        run.assert_scores_are_true()
-        next(iter(loader))
-        assert run.pruner.epoch == epoch + 1
-        assert run.pruner.history[epoch].kept == len(planned)
-        assert run.pruner.history[epoch].trained == min(len(planned), steps * B)
-    assert torch.equal(run.pruner.scores.isnan(), run.truth.isnan())
-    assert set(run.truth.isnan().nonzero().flatten().tolist()) <= set(
-        run.pruner.plan.indices.tolist()
-    ), "a sample that no epoch has seen must be planned"
-
-
 @pytest.mark.parametrize("size", [N, 12 * B], ids=["partial last batch", "whole batches only"])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_an_epoch_may_be_left_early_anywhere_by_a_host_that_reads_ahead(size, drop_last):
-    for steps in range(1, 12):
+@pytest.mark.parametrize(
+    ("count", "drop_last", "stops"),
+    [(0, False, range(1, 12)), (0, True, range(1, 12)), (2, False, [1, 5, 11])],
+    ids=["no workers", "drop_last", "2 workers"],
+)
+def test_an_epoch_may_be_left_early_anywhere_by_a_host_that_reads_ahead(
+    size, count, drop_last, stops
+):
+    for steps in stops:
         run = Run(size)
         run.pruner.sampler.batches_ahead = 1
-        loader = DataLoader(Ids(size), B, sampler=run.pruner.sampler, drop_last=drop_last)
+        options = {"drop_last": drop_last, **workers(count)}
+        loader = DataLoader(Ids(size), B, sampler=run.pruner.sampler, **options)
         for step, ids in enumerate(read_ahead(loader), start=1):
             run.step(ids)
             if step == steps:
@@ -445,20 +391,6 @@ def test_an_epoch_may_be_left_early_anywhere_by_a_host_that_reads_ahead(size, dr
         run.train(read_ahead(loader))
         run.assert_scores_are_true()
         assert [record.trained for record in run.pruner.history[:1]] == [steps * B]
-
-
-@pytest.mark.parametrize("steps", [1, 5, 11])
-def test_an_epoch_may_be_left_early_by_a_host_that_reads_ahead_of_workers(steps):
-    run = Run()
-    run.pruner.sampler.batches_ahead = 1
-    loader = DataLoader(Ids(), B, sampler=run.pruner.sampler, **workers(2))
-    for step, ids in enumerate(read_ahead(loader), start=1):
-        run.step(ids)
-        if step == steps:
-            break
-    run.train(read_ahead(loader))
-    run.assert_scores_are_true()
-    assert run.pruner.history[0].trained == steps * B
 
 
 @WORKERS

@@ -52,7 +52,7 @@ RUNNABLE = ("digits", "cifar10", "cifar100")  # tasks
 SHELLS = ("console", "bash", "sh")
 LANGUAGES = ("python", "diff", "text", *SHELLS)
 # Appended to every documented `infobatch compare`; of an option given twice the last one counts.
-CHEAP = "--epochs 2 --seeds 1 --device cpu --width 4 --limit-train 32".split()
+CHEAP = ["--epochs", "2", "--seeds", "1", "--device", "cpu", "--width", "4", "--limit-train", "32"]
 
 
 class DocsError(AssertionError):
