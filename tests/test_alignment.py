@@ -268,7 +268,7 @@ def test_two_updates_among_the_last_batches_are_an_error_by_the_end_of_the_epoch
 @WORKERS
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("length", [1, B // 2, B - 1, B + 1, 2 * B])
-def test_another_number_of_losses_than_the_batch_has_is_an_error(place, length, count):
+def test_fewer_or_more_losses_than_the_batch_has_are_an_error(place, length, count):
     run, batches = PLACES[place](count)
     ids = next(batches)
     with run.refusal(remedy="losses of the whole batch"):
