@@ -66,8 +66,9 @@ def one_rank(rank, world_size, state, stop):
     return stage(world_size, state, stop, DistributedDataParallel)
 
 
-@pytest.mark.parametrize("stop", [(0, 2), (2, 0), (3, 2)])
-@pytest.mark.parametrize("sizes", [(2, 3, 1), (3, 2, 4), (4, 1, 2)])
+@pytest.mark.parametrize(
+    ("sizes", "stop"), [((2, 3, 1), (0, 2)), ((3, 2, 4), (3, 2)), ((4, 1, 2), (2, 0))]
+)
 def test_a_run_moves_between_numbers_of_ranks_and_trains_as_one_process(sizes, stop):
     expected = stage(1, None, None, lambda model: model)
     first, second, third = sizes
@@ -83,8 +84,7 @@ def test_a_run_moves_between_numbers_of_ranks_and_trains_as_one_process(sizes, s
             assert record.mean_loss == pytest.approx(other.mean_loss)
 
 
-@pytest.mark.parametrize("quantiles", [None, PAPER_QUANTILES])
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("step", "quantiles"), [(1, None), (3, PAPER_QUANTILES)])
 @pytest.mark.parametrize(("saved", "loaded"), [(4, 3), (3, 4), (1, 5), (5, 1), (2, 2)])
 def test_no_planned_sample_is_lost_or_repeated_beyond_padding(saved, loaded, step, quantiles):
     def make(group):

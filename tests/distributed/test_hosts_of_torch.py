@@ -196,7 +196,9 @@ def on_a_mesh(rank, how):
     return replica, seen, train(model, pruner)
 
 
-@pytest.mark.parametrize("how", ["mesh", "group", "numbers"])
+@pytest.mark.parametrize(
+    "how", ["mesh", *(pytest.param(how, marks=pytest.mark.slow) for how in ("group", "numbers"))]
+)
 def test_processes_of_one_data_parallel_rank_see_the_same_samples(how):
     expected = train(model_of(), InfoBatch(N, EPOCHS), batch=2 * BATCH)
     results = results_of(4, on_a_mesh, how)

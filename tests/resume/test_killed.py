@@ -144,12 +144,15 @@ def uninterrupted(tmp_path, request):
     return torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "kills", "uninterrupted"),
-    [(1, KILLS, 1), (2, 4, 2)],
+    [
+        (1, 4, 1),
+        pytest.param(1, KILLS, 1, marks=pytest.mark.slow),
+        pytest.param(2, 4, 2, marks=pytest.mark.slow),
+    ],
     indirect=["uninterrupted"],
-    ids=["one process", "two ranks"],
+    ids=["one process", "one process, often", "two ranks"],
 )
 def test_a_killed_run_ends_with_exactly_the_scores_history_and_parameters_of_a_whole_one(
     world_size, kills, uninterrupted, tmp_path
