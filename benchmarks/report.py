@@ -29,15 +29,16 @@ $ make bench
 ```
 
 measures again, on one thread. `python benchmarks/run.py --large` adds 100 million samples, and
-`--reference PATH` a checkout of the public reference implementation, which is no part of this
-repository. Its sampler never ends an epoch in one process on current torch, so it is driven by
-hand: `iter` once, then its own `__next__`.
+`--reference PATH` a checkout of the public reference implementation, which is not part of this
+repository. Its sampler never ends an epoch in one process on current torch, so the benchmark drives
+it step by step: `iter` once, then its own `__next__`.
 
-**How to read the figures.** Contestants take turns within one run, and ratios and differences are
-formed turn by turn, so that a busy moment hits both sides. Given are the median and, in brackets,
-the smallest and the largest. Times are CPU time of the process, which leaves out the turns of other
-programs, but not what those do to caches and memory; the training run is timed by the wall clock
-too. A verdict goes by the median; where the range straddles the target, take it as a tie."""
+**How to read the figures.** The programs that are compared take turns within one run, and ratios
+and differences are formed turn by turn, so a busy moment affects both sides. A figure is the
+median, with the smallest and the largest value in brackets. Times are CPU time of the process. This
+excludes the time of other programs, but not their effect on caches and memory; the training run is
+also measured in wall time. A verdict depends on the median; if the range includes the target, take
+it as a tie."""
 
 
 class Target(NamedTuple):
@@ -127,10 +128,10 @@ def planning(found: list[Measurement]) -> str:
     headings += ["at most 2", *(["reference over the floor"] if theirs else [])]
     return (
         "## Planning an epoch\n\n"
-        "Order and weights of an epoch in which half of the samples lie below the mean. The floor "
+        "Order and weights of an epoch in which half of the samples are below the mean. The floor "
         "is one random mask (`rng.random(N) < r`) and one permutation (`rng.permutation(N)`) in "
-        "numpy. infobatch draws that permutation too; what comes on top is the mean of the scores, "
-        "the comparison with it, leaving the pruned samples out, and looking up the weights.\n\n"
+        "numpy. infobatch draws that permutation too. In addition it computes the mean of the "
+        "scores, compares them with it, removes pruned samples and looks up the weights.\n\n"
         + table(headings, rows)
     )
 
@@ -164,13 +165,13 @@ def epoch(found: list[Measurement]) -> str:
     headings += ["reference, pruned epoch"] if theirs else []
     return (
         "## A whole epoch without a model\n\n"
-        "Planning, drawing all batches through `BatchSampler` and one `update` for each batch, "
-        "over `RandomSampler` through `BatchSampler` with a multiply and a mean for each batch. A "
+        "Planning, drawing all batches through `BatchSampler`, and one `update` for each batch. "
+        "Divided by the same with `RandomSampler`, and a multiply and a mean for each batch. A "
         "pruned epoch has a quarter fewer samples here, so fewer batches to draw and update. In a "
-        "full epoch nothing is left out: that column is the whole overhead of having infobatch in "
-        "the loop. Below 1, the quicker drawing of indices more than pays for all updates; the "
-        "smaller the batches, the more updates there are to pay for. The reference also turns each "
-        "batch of indices into a tensor, as its loader does.\n\n" + table(headings, rows)
+        "full epoch nothing is pruned: that column is the whole overhead of infobatch in the loop. "
+        "Below 1, infobatch saves more time in drawing indices than all updates take; smaller "
+        "batches need more updates. The reference also turns each batch of indices into a tensor, "
+        "as its loader does.\n\n" + table(headings, rows)
     )
 
 
@@ -203,8 +204,8 @@ def handing_out(found: list[Measurement]) -> str:
     headings += ["reference"] if with_reference(found) else []
     return (
         "## Drawing batches\n\n"
-        "The same without updates: an epoch's batches through `BatchSampler`, planning included, "
-        "over `RandomSampler`.\n\n" + table(headings, rows)
+        "The same without updates: drawing an epoch's batches through `BatchSampler`, planning "
+        "included, divided by the time with `RandomSampler`.\n\n" + table(headings, rows)
     )
 
 
@@ -232,9 +233,9 @@ def step(found: list[Measurement]) -> str:
     return (
         f"## A step\n\nMicroseconds, mean over the steps of a pruned epoch of {found[0]['size']:,} "
         "samples. `update` multiplies by the weights, takes the mean and stores the losses; on the "
-        "CPU it also brings them into the score table and fetches the next weights every 8,192 "
-        "samples. That work goes by samples and not by steps, so it weighs more in larger "
-        "batches, whose steps take longer in turn.\n\n" + table([*headings, "below 25"], rows)
+        "CPU it also writes them to the score table and fetches the next weights every 8,192 "
+        "samples. That work depends on the number of samples, so it takes more of each step with "
+        "larger batches, whose steps take longer anyway.\n\n" + table([*headings, "below 25"], rows)
     )
 
 
@@ -267,10 +268,10 @@ def operations(found: list[Measurement]) -> str:
     return (
         "## What reaches the device\n\n"
         "The operations of one `update` in the middle of an epoch, counted on torch's `meta` "
-        "device. It has shapes and no values, so whatever waits for a value fails on it"
+        "device. It has shapes and no values, so an operation that waits for a value fails"
         + (" (tried in the same run: it does)" if caught else " (**the trap did not work**)")
-        + ". `update` treats it as it treats any accelerator. The first `update` of an epoch also "
-        "sends the epoch's weights. Views are no operation.\n\n"
+        + ". `update` treats it like any accelerator. The first `update` of an epoch also sends "
+        "the epoch's weights. Views do not count as operations.\n\n"
         + table(["epoch", "gradient", "operations", "that wait for the device"], rows, words=4)
     )
 
@@ -317,9 +318,9 @@ def memory(found: list[Measurement]) -> str:
         headings += [f"{name}, steady", "peak"]
     return (
         "## Memory\n\n"
-        "Bytes per sample of the data set: held in the middle of a pruned epoch, and at the peak "
-        "from the end of the epoch before to the first batch. 4 bytes are the score, 1 the "
-        "selection, 4 the order of each sample that is kept."
+        "Bytes per sample of the data set, in the middle of a pruned epoch, and at the peak "
+        "between the end of the epoch before and the first batch. 4 bytes are the score, 1 the "
+        "selection, and 4 the order of each kept sample."
         + _constant(found)
         + "\n\n"
         + table([*headings, "at most 9", "at most 24"], rows)
@@ -334,9 +335,9 @@ def _constant(found: list[Measurement]) -> str:
     extra = small["bytes"]["infobatch"]["steady"] - large["bytes"]["infobatch"]["steady"]
     kilobytes = extra * small["size"] / 1e3
     return (
-        f" On top comes what does not grow with the data set, some {kilobytes:.0f} kB: the loss "
-        "buffer, a stretch of the order as Python integers, and the objects themselves. It shows "
-        f"only in small data sets, such as {small['size']:,} samples."
+        f" In addition some {kilobytes:.0f} kB do not grow with the data set: the loss buffer, a "
+        "part of the order as Python integers, and the objects themselves. They matter only in "
+        f"small data sets, such as {small['size']:,} samples."
     )
 
 
@@ -388,9 +389,9 @@ def saving(found: list[Measurement]) -> str:
     )
     return (
         "## Time saved\n\n"
-        f"A small network trained on {one['size']:,} made-up samples for {one['epochs']} epochs, "
-        "with and without infobatch by turns of a step. A step of plain training takes "
-        f"{per_step:.1f} ms. Planning and everything else that an epoch takes is inside the clock. "
+        f"A small network trained on {one['size']:,} synthetic samples for {one['epochs']} epochs, "
+        "with and without infobatch, alternating step by step. A step of plain training takes "
+        f"{per_step:.1f} ms. The times include planning and everything else in an epoch. "
         f"Wall time of plain training was {busy:.2f} times its CPU time: {neighbours}"
         "\n\n" + table(["what", "saved, %", "over samples saved"], rows)
     )

@@ -21,17 +21,17 @@ END = "<!-- measured: end -->"
 
 LARGE = (
     "Median and range; the floor is one random mask and one permutation in numpy, in the same "
-    "run. A whole epoch is planning, drawing batches of 1,024, and an update with each, no model. "
-    "Of the many ranks one is run, at its share; the others are taken to be like it."
+    "run. A whole epoch is planning, drawing batches of 1,024, and an update for each, without a "
+    "model. Of many ranks only one is run, with its share; the others are assumed to be like it."
 )
 SMALL = (
     "A small network under DDP on loopback (gloo), batch 128 a rank. Counted in the last epoch, "
     "without DDP's own."
 )
 WALL = (
-    "The arms take turns epoch by epoch in the same processes. Per step the time shows what the "
-    "library adds; per epoch, what pruning saves. With more ranks than cores the figures are those "
-    "of a machine that is short of cores."
+    "The arms take turns epoch by epoch in the same processes. The time per step shows the "
+    "library's overhead, the time per epoch what pruning saves. With more ranks than cores, the "
+    "ranks compete for cores."
 )
 
 Results = dict[str, Any]
