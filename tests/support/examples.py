@@ -117,6 +117,7 @@ def script() -> dict[str, object]:
         **{name: getattr(infobatch, name) for name in infobatch.__all__},
         "torch": torch,
         "F": F,
+        "functools": functools,
         "OneCycleLR": OneCycleLR,
         "MyPolicy": functools.partial(policies.MeanThreshold, 0.5),
         "train_set": train_set,
