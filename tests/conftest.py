@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 HOSTS = TESTS / "hosts"
-# Tests of the laboratory, and those of them that are part of `make test`.
+# Tests of the laboratory, and those of them that train for long and are no part of `make test`.
 LAB = (TESTS / "lab", TESTS / "test_coresets.py")
-LAB_IN_SHORT = ("test_command.py", "test_registry.py", "test_report.py", "test_results.py")
+AT_LENGTH = ("tasks", "test_processes.py", "test_report.py", "test_stress.py", "test_training.py")
 
 # No deadline: the first example pays for imports and caches of torch. The health check on speed is
 # off for the same reason; the number of examples is what bounds the time.
@@ -34,11 +34,12 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """All of the laboratory is one group, most of it slow."""
+    """All of the laboratory is one group, what takes long in it slow."""
     for item in items:
-        if any(part in (item.path, *item.path.parents) for part in LAB):
+        parts = (item.path, *item.path.parents)
+        if any(part in parts for part in LAB):
             item.add_marker(pytest.mark.lab)
-            if item.path.name not in LAB_IN_SHORT:
+            if any(TESTS / "lab" / name in parts for name in AT_LENGTH):
                 item.add_marker(pytest.mark.slow)
 
 
