@@ -14,7 +14,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from infobatch import InfoBatch
-from infobatch.integrations.loaders import planned_loader
+from infobatch.integrations.hosts import planned_loader
 
 
 class PrunedClassifier(NeuralNetClassifier):

@@ -8,7 +8,7 @@ import torch
 
 from infobatch import BatchPruner
 from infobatch.errors import LossError, StateError
-from infobatch.policies import EvolvedSampling, ImportanceSampling, SelectiveBackprop
+from infobatch.policies import ES, ImportanceSampling, SelectiveBackprop
 
 N = 100
 
@@ -20,9 +20,7 @@ def batches(seed=0, size=20):
         yield indices, torch.rand(len(indices), generator=generator)
 
 
-@pytest.mark.parametrize(
-    "policy", [SelectiveBackprop(), ImportanceSampling(), EvolvedSampling()], ids=repr
-)
+@pytest.mark.parametrize("policy", [SelectiveBackprop(), ImportanceSampling(), ES()], ids=repr)
 def test_it_counts_what_it_costs_and_resumes_where_it_stood(policy):
     whole, first = BatchPruner(N, policy, seed=3), BatchPruner(N, policy, seed=3)
     expected = [whole.select(losses, keep=5, indices=ids) for ids, losses in batches()]
@@ -108,4 +106,4 @@ def test_a_non_finite_loss_counts_as_the_hardest():
 )
 def test_bad_input_is_refused(call, error, message):
     with pytest.raises(error, match=message):
-        call(BatchPruner(N, EvolvedSampling()))
+        call(BatchPruner(N, ES()))

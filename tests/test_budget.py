@@ -1,7 +1,6 @@
 """A budget is met to within half a batch, and the number of steps is known before the first."""
 
 import copy
-import io
 import itertools
 import warnings
 
@@ -11,21 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.distributed.support import in_threads
+from tests.policies.support import ask
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from infobatch import DataPruner, InfoBatch
+from infobatch._core.budget import epoch_sizes, pruned_epochs
 from infobatch.errors import IndistinctScoresWarning, SamplerError, StateError
 from infobatch.policies import (
     PAPER_QUANTILES,
+    UCB,
     BudgetThreshold,
     FullData,
     MeanThreshold,
     ProportionalSampling,
     RandomSubset,
-    UpperConfidenceBound,
     WithinGroups,
 )
-from infobatch.schedule import epoch_sizes, pruned_epochs
 
 N, EPOCHS = 300, 16
 
@@ -94,7 +94,7 @@ def is_met(pruner, budget, batch=1):
 
 
 @pytest.mark.parametrize("kind", ["usual", "equal", "zero", "nan", "one huge", "one tiny"])
-@pytest.mark.parametrize("budget", [0.45, 0.6, 0.85, 1.0])
+@pytest.mark.parametrize("budget", [0.45, 0.85, 1.0])
 @pytest.mark.parametrize("build", [InfoBatch, DataPruner])
 def test_a_run_costs_what_was_asked_for_whatever_the_losses_are(build, kind, budget):
     for batch in (32, 1):
@@ -293,7 +293,7 @@ def test_the_mass_left_out_is_in_the_history_and_in_a_state_within_an_epoch():
     del batches
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_groups_of_any_size_take_any_budget(seed):
     rng = np.random.default_rng(seed)
     sizes = np.concatenate([[1, 1, 2], rng.integers(1, 60, 10), [200]])
@@ -302,8 +302,8 @@ def test_groups_of_any_size_take_any_budget(seed):
     policy = WithinGroups(ProportionalSampling(), groups)
     assert policy.min_keep(len(groups)) == sum(least)
     scores = rng.gamma(1.0, size=len(groups)).astype(np.float32)
-    for keep in range(sum(least), len(groups) + 1):
-        kept = policy.select_from({}, scores, keep, 1, rng).weights > 0
+    for keep in [*range(sum(least), len(groups), 10), len(groups)]:
+        kept = ask(policy, scores, 1, rng, keep=keep).weights > 0
         counts = np.bincount(groups[kept], minlength=len(sizes))
         assert counts.sum() == keep
         assert (least <= counts).all()
@@ -316,7 +316,7 @@ def test_groups_of_any_size_take_any_budget(seed):
     assert InfoBatch(1000, 20, budget=0.6, groups=rare).budget == 0.6
 
 
-@pytest.mark.parametrize("policy", [RandomSubset(), UpperConfidenceBound(every=3)], ids=repr)
+@pytest.mark.parametrize("policy", [RandomSubset(), UCB(every=3)], ids=repr)
 def test_any_policy_that_can_be_told_meets_a_budget(policy):
     pruner = DataPruner(N, EPOCHS, policy, budget=0.5, delta=1.0)
     known = pruner.total_steps(10)
@@ -470,7 +470,9 @@ def test_a_sampler_of_ones_own_may_order_the_samples_under_a_budget():
 
 
 @pytest.mark.parametrize(
-    "sampler", [WeightedRandomSampler([1.0] * N, N), SubsetRandomSampler(range(100))], ids=repr
+    "sampler",
+    [WeightedRandomSampler([1.0] * N, N), SubsetRandomSampler(range(100))],
+    ids=["repeats", "leaves out"],
 )
 @pytest.mark.parametrize("budget", [0.6, 1.0])
 def test_a_sampler_that_repeats_or_leaves_out_is_refused_before_the_first_step(sampler, budget):
@@ -491,23 +493,6 @@ def test_a_shallow_copy_is_a_pruner_of_its_own():
     assert repr(pruner.state_dict()) == state
     assert twin.epoch == EPOCHS
     del batches
-
-
-def test_a_budgeted_run_resumes_bit_for_bit():
-    whole = InfoBatch(N, EPOCHS, budget=0.6, groups=np.arange(N) % 4)
-    train(whole)
-    first = InfoBatch(N, EPOCHS, budget=0.6, groups=np.arange(N) % 4)
-    batches = train_and_stop(first, 47)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    second = InfoBatch(N, EPOCHS, budget=0.6, groups=np.arange(N) % 4)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    del batches
-    assert second.is_within_epoch
-    train(second)
-    assert torch.equal(whole.scores, second.scores)
-    assert repr(whole.history) == repr(second.history)  # NaN equals NaN
 
 
 @pytest.mark.parametrize(
@@ -537,7 +522,7 @@ def test_the_policy_within_groups_is_part_of_the_state():
 
 
 def test_a_memory_is_saved_and_a_damaged_one_refused():
-    policy = UpperConfidenceBound(every=2)
+    policy = UCB(every=2)
     pruner = DataPruner(N, 6, policy)
     batches = train_and_stop(pruner, 25)
     state = pruner.state_dict()
@@ -585,13 +570,11 @@ def test_ranks_with_different_budgets_find_out():
 
 def test_ranks_remember_alike():
     def target(group):
-        pruner = DataPruner(
-            N, 6, UpperConfidenceBound(every=1), budget=0.6, process_group=group, delta=1.0
-        )
+        pruner = DataPruner(N, 6, UCB(every=1), budget=0.6, process_group=group, delta=1.0)
         train(pruner, batch_size=16)
         return pruner
 
-    alone = DataPruner(N, 6, UpperConfidenceBound(every=1), budget=0.6, delta=1.0)
+    alone = DataPruner(N, 6, UCB(every=1), budget=0.6, delta=1.0)
     train(alone, batch_size=32)
     for pruner in in_threads(2, target):
         assert torch.equal(pruner.scores, alone.scores)

@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from infobatch import InfoBatch
 from infobatch.errors import DistributedError, EpochError, MisalignedUpdateError, StateError
-from infobatch.integrations.loaders import planned_loader
+from infobatch.integrations.hosts import check_host, coming_divisor, coming_weights, planned_loader
 from infobatch.schedule import ProgressScheduler, counts_steps
 
 N, BATCH = 100, 8
@@ -171,8 +171,8 @@ def test_coming_weights_are_those_that_update_uses():
     loader = DataLoader(range(N), BATCH, sampler=pruner.sampler)
     for _ in range(4):
         for batch in loader:
-            weights = pruner.coming_weights(len(batch))
-            assert pruner.coming_divisor(len(batch)) == len(batch)
+            weights = coming_weights(pruner, len(batch))
+            assert coming_divisor(pruner, len(batch)) == len(batch)
             losses = torch.rand(len(batch))
             rescaled = pruner.update(losses, reduction="none")
             torch.testing.assert_close(rescaled, losses * weights.float())
@@ -185,7 +185,7 @@ def test_coming_weights_and_divisor_with_padding():
         loader = DataLoader(range(9), 3, sampler=pruner.sampler)
         seen = []
         for batch in loader:
-            seen.append((pruner.coming_weights(3).tolist(), pruner.coming_divisor(len(batch))))
+            seen.append((coming_weights(pruner, 3).tolist(), coming_divisor(pruner, len(batch))))
             pruner.update(batch.float())
         return seen
 
@@ -232,14 +232,14 @@ def test_the_schedule_shows_its_optimizer():
 
 def test_what_does_not_fit_a_host_is_refused():
     pruner = InfoBatch(N, 3)
-    pruner.check_host(num_epochs=3.0, place=(0, 1))
+    check_host(pruner, num_epochs=3.0, place=(0, 1))
     with pytest.raises(EpochError, match=r"num_epochs=3, .* got 4"):
-        pruner.check_host(num_epochs=4)
+        check_host(pruner, num_epochs=4)
     with pytest.raises(DistributedError, match="rank 1 of 2, the pruner that of rank 0 of 1"):
-        pruner.check_host(place=(1, 2))
-    InfoBatch(N, 3, rank=1, world_size=2).check_host(place=(1, 2))
+        check_host(pruner, place=(1, 2))
+    check_host(InfoBatch(N, 3, rank=1, world_size=2), place=(1, 2))
     with pytest.raises(StateError, match="sharded=False"):
-        InfoBatch(N, 3, sharded=True).check_host()
+        check_host(InfoBatch(N, 3, sharded=True))
 
 
 def test_which_schedulers_have_to_follow_progress():

@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from tests.policies.support import ask
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Subset
 
 from infobatch import InfoBatch
@@ -352,7 +352,7 @@ def test_16_a_small_pool_keeps_its_weight(below_mean, prune_ratio):
     total = np.zeros(len(scores))
     draws = 400
     for seed in range(draws):
-        weights = policy.select(scores, 1, np.random.default_rng(seed)).weights_of(everyone)
+        weights = ask(policy, scores, 1, np.random.default_rng(seed)).weights_of(everyone)
         assert weights[:below_mean].sum() == pytest.approx(below_mean, rel=1e-12)
         assert bool((weights[below_mean:] == 1.0).all())
         total += weights
@@ -361,22 +361,3 @@ def test_16_a_small_pool_keeps_its_weight(below_mean, prune_ratio):
     keep = max(1, math.floor((1 - prune_ratio) * below_mean + 0.5)) / below_mean
     tolerance = 5 * math.sqrt((1 / keep - 1) / draws) + 1e-12
     assert np.abs(total / draws - 1.0).max() <= tolerance
-
-
-def test_all_of_it_together_trains_a_model():
-    torch.manual_seed(0)
-    model = nn.Linear(4, 1)
-    inputs = torch.randn(200, 4)
-    targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]]) + 0.3
-    pruner = InfoBatch(200, 30)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    loader = DataLoader(list(range(200)), 20, sampler=pruner.sampler)
-    for _ in range(30):
-        for ids in loader:
-            losses = (model(inputs[ids]) - targets[ids]).flatten() ** 2
-            optimizer.zero_grad()
-            pruner.update(losses).backward()
-            optimizer.step()
-    with torch.no_grad():
-        assert float(((model(inputs) - targets) ** 2).mean()) < 1e-3
-    assert 0.2 < pruner.saved_fraction < 0.5

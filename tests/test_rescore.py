@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import LossError, MisalignedUpdateError
-from infobatch.policies import EarlyStopping, LocalWindow
+from infobatch.policies import IES, RePB
 
 N = 60
 
@@ -78,7 +78,7 @@ def test_scores_that_do_not_fit_are_refused(indices, scores):
 
 
 def test_policies_are_told_that_it_was_no_training():
-    pruner = DataPruner(N, 10, LocalWindow())
+    pruner = DataPruner(N, 10, RePB())
     run_epoch(pruner)
     pruner.rescore(np.arange(5), torch.ones(5))
     memory = pruner.state_dict()["memory"]
@@ -87,7 +87,7 @@ def test_policies_are_told_that_it_was_no_training():
 
 
 def test_a_sample_that_moves_again_comes_back():
-    pruner = DataPruner(N, 20, EarlyStopping(1e-3), delta=1.0)
+    pruner = DataPruner(N, 20, IES(1e-3), delta=1.0)
     for _ in range(5):
         run_epoch(pruner)  # losses that stand still
     left_out = pruner.plan.pruned

@@ -9,16 +9,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infobatch._core.scores import (
-    NUM_BINS,
-    ScoreTable,
-    below,
-    bin_middles,
-    bins_of,
-    finite_quantiles,
-    finite_sum,
-    histogram,
-)
+from infobatch._core.histogram import NUM_BINS, bin_middles, bins_of, histogram
+from infobatch._core.scores import ScoreTable, below, finite_quantiles, finite_sum
 
 NAN, INF = float("nan"), float("inf")
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -14,7 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
-from infobatch._core.policy import is_exact, is_native
 from infobatch._core.whole_batches import Batches, to_whole_batches
 from infobatch.policies import (
     BudgetThreshold,
@@ -62,8 +61,8 @@ def is_whole(record, batch):
 WAYS = [
     (policy, exact)
     for policy in POLICIES
-    for exact, can in ((False, is_native), (True, is_exact))
-    if can(policy) and not isinstance(policy, FixedSubset)  # which is a subset of its own
+    for exact, can in ((False, not policy.needs_budget), (True, policy.takes_budget))
+    if can and not isinstance(policy, FixedSubset)  # which is a subset of its own
 ]
 
 
@@ -249,7 +248,7 @@ def test_planned_in_whole_batches_every_sample_weighs_one_on_average(policy, siz
     draws = 2000
     found = np.zeros((draws, size))
     for seed in range(draws):
-        budget = None if is_native(policy) else 0.8
+        budget = 0.8 if policy.needs_budget else None
         pruner = DataPruner(size, 2, policy, delta=1.0, seed=seed, budget=budget, batch_size=8)
         pruner.update(scores, indices=range(size))
         plan = pruner.plan

@@ -7,7 +7,8 @@ Unbiased dynamic data pruning for PyTorch, after Qin et al., InfoBatch, ICLR 202
 from infobatch import distributed, errors, losses, policies, schedule
 from infobatch._core.history import EpochRecord
 from infobatch.batch_pruner import BatchPruner
-from infobatch.pruner import DataPruner, InfoBatch
+from infobatch.infobatch import InfoBatch
+from infobatch.pruner import DataPruner
 
 __version__ = "0.1.0"
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from infobatch._core.plan import selection_rng
 from infobatch._core.scores import FloatArray
 from infobatch._core.validation import check_int, length
-from infobatch._state.snapshot import describe_policy
+from infobatch._settings import describe_policy
 from infobatch._step.rescale import check_indices, check_losses
 from infobatch.errors import LossError, StateError
-from infobatch.policies.rivals.batch import BatchPolicy
+from infobatch.policies.batch import BatchPolicy
 
 _FORMAT = 1
 

@@ -1,122 +1,13 @@
-"""When pruning is on, and learning-rate schedules that follow a run of changing epoch length."""
+"""Learning-rate schedules that follow a run of changing epoch length."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
-from infobatch._core.validation import check_fraction, check_int
-
-
-def pruned_epochs(num_epochs: int, delta: float, warmup_epochs: int) -> range:
-    """The epochs in which pruning is on: warmup_epochs <= t < delta * num_epochs, 0-based.
-
-    The last (1 - delta) of the run trains on the full data, to anneal what pruning has changed
-    in the gradient's variance (Qin et al. 2024, arXiv 2303.04947, section 3.4). `delta` is read
-    as the decimal number that was written: 0.1 * 30 is 3 here, and not 3.0000000000000004.
-
-    An epoch is pruned or it is not, so with a delta of 0.875 a run of fewer than 8 epochs is pruned
-    to its end. Making its last epoch whole costs more than it gains: docs/research-log.md, step 12.
-    A delta of (num_epochs - 1) / num_epochs does it.
-    """
-    end = math.ceil(Fraction(delta).limit_denominator(1_000_000) * num_epochs)
-    return range(min(warmup_epochs, end), end)
-
-
-RatioSchedule = Literal["constant", "rising", "falling", "cosine"] | Callable[[float], float]
-"""How a budget's saving is spread over the pruned epochs; see `epoch_sizes`."""
-
-_SHAPES: dict[str, Callable[[float], float]] = {
-    "constant": lambda _: 1.0,
-    "rising": lambda u: u,
-    "falling": lambda u: 1.0 - u,
-    "cosine": lambda u: math.cos(math.pi * u / 2),
-}
-
-
-def epoch_sizes(
-    num_samples: int,
-    num_epochs: int,
-    pruned: range,
-    budget: float,
-    *,
-    min_keep: int = 1,
-    ratio_schedule: RatioSchedule = "constant",
-) -> list[int]:
-    """How many samples each epoch keeps, so that the run passes round(budget * epochs * N).
-
-    Epochs outside `pruned` keep all. The saving is spread over the others in proportion to the
-    ratio schedule, a function of u in (0, 1), the place among the pruned epochs; where an epoch
-    cannot give its part without keeping fewer than `min_keep`, the others give more.
-
-    Args:
-        num_samples: N.
-        num_epochs: of the run.
-        pruned: the epochs in which pruning is on.
-        budget: part of the N * num_epochs sample passes of the full run, in (0, 1].
-        min_keep: the smallest size of an epoch.
-        ratio_schedule: "constant"; "rising" and "falling" in a straight line from or to zero;
-            "cosine", falling; or a function of u that gives non-negative numbers.
-
-    Returns:
-        (num_epochs,) sizes; their sum is exact.
-
-    Raises:
-        ValueError: the budget cannot be reached; the message has the range that can.
-    """
-    check_fraction("budget", budget)
-    full = num_samples * num_epochs
-    left_out = full - int(budget * full + 0.5)
-    most = num_samples - min_keep
-    if left_out > most * len(pruned) or budget == 0.0:
-        least = math.ceil((full - most * len(pruned)) / full * 10_000) / 10_000
-        raise ValueError(
-            f"budget must be {least:g} to 1 here, got {budget:g}: {num_epochs - len(pruned)} of "
-            f"{num_epochs} epochs use the full data, and each other epoch keeps at least "
-            f"{min_keep} of {num_samples} samples. For a smaller one, train for fewer epochs, or "
-            "change delta, warmup_epochs, groups, or the floor or largest weight of the policy"
-        )
-    shape = _shape_of(ratio_schedule, len(pruned))
-    # Fill up: the largest parts hit the ceiling first, and the rest share what is left.
-    parts = np.zeros(len(pruned))
-    open_ = np.ones(len(pruned), dtype=bool)
-    while open_.any() and left_out:
-        if not (shape * open_).any():
-            shape = np.ones(len(pruned))
-        rest = left_out - most * int(np.count_nonzero(~open_))
-        parts = np.where(open_, shape * (rest / (shape * open_).sum()), most)
-        if not (over := open_ & (parts > most)).any():
-            break
-        open_ &= ~over
-    upto = np.floor(np.cumsum(parts) + 1e-6).astype(np.int64)
-    if len(upto):
-        upto[-1] = left_out
-    sizes = np.full(num_epochs, num_samples, dtype=np.int64)
-    sizes[pruned.start : pruned.stop] -= np.diff(upto, prepend=0)
-    return [int(size) for size in sizes]
-
-
-def _shape_of(ratio_schedule: RatioSchedule, count: int) -> NDArray[np.float64]:
-    known = ", ".join(f'"{name}"' for name in _SHAPES)
-    rule = f"ratio_schedule must be {known} or a function of [0, 1] to non-negative numbers"
-    named = _SHAPES.get(ratio_schedule) if isinstance(ratio_schedule, str) else None
-    shape = ratio_schedule if callable(ratio_schedule) else named
-    if shape is None:
-        raise ValueError(f"{rule}, got {ratio_schedule!r}")
-    given = [shape((place + 0.5) / count) for place in range(count)]
-    try:
-        values = np.array([float(each) for each in given])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{rule}; it gave {given}") from error
-    if not bool(np.all(np.isfinite(values) & (values >= 0))):
-        raise ValueError(f"{rule}; it gave {values.tolist()}")
-    return values
+from infobatch._core.validation import check_int
 
 
 class HasProgress(Protocol):

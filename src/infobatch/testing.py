@@ -19,17 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from infobatch._core.policy import for_run, is_policy, selection_of
 from infobatch._core.scores import FloatArray
-from infobatch.policies import (
-    AnyPolicy,
-    BatchPolicy,
-    ExactPolicy,
-    MemoryPolicy,
-    Selection,
-    is_exact,
-    is_native,
-)
+from infobatch.policies import BatchPolicy, Policy, Request, Selection
 from infobatch.pruner import DataPruner
 
 SIZES = (1, 2, 3, 17, 400)
@@ -38,7 +29,7 @@ _EPOCHS = 6
 _BATCH = 8  # in the runs
 
 
-def check_policy(policy: AnyPolicy, *, unbiased: bool = False, num_samples: int = 120) -> None:
+def check_policy(policy: Policy, *, unbiased: bool = False, num_samples: int = 120) -> None:
     """Check all that a policy promises by being one.
 
     - It selects from pools of any size, of one sample up, and from any scores: equal ones, none
@@ -53,7 +44,6 @@ def check_policy(policy: AnyPolicy, *, unbiased: bool = False, num_samples: int 
 
     Args:
         policy: the policy. Settings that depend on the size of a data set must fit `num_samples`.
-            One with `num_epochs` is tried in a run of so many.
         unbiased: it claims that E[weight * kept] = 1 for every sample; then this is tested, with
             a chance of a false alarm below one in ten thousand.
         num_samples: of the runs; policies bound to a data set are only tried with pools of this
@@ -62,20 +52,18 @@ def check_policy(policy: AnyPolicy, *, unbiased: bool = False, num_samples: int 
     Raises:
         AssertionError: something does not hold; the message says what.
     """
-    _require(is_policy(policy), f"{policy!r} has none of select, select_exactly and select_from")
-    modes = [mode for mode, can in ((False, is_native), (True, is_exact)) if can(policy)]
-    _require(bool(modes), f"{policy!r} is neither native nor exact")
-    epochs = _run_length(policy) or _EPOCHS
-    policy = for_run(policy, epochs)
+    _require(isinstance(policy, Policy), f"{policy!r} is no infobatch.policies.Policy")
+    needs, takes = policy.needs_budget, policy.takes_budget
+    _require(takes or not needs, f"{policy!r} needs a budget and takes none")
     bound = _is_bound(policy)
-    for exact in modes:
+    for exact in [mode for mode, can in ((False, not needs), (True, takes)) if can]:
         for size in (num_samples,) if bound else SIZES:
             for name, scores in _score_vectors(size):
                 _check_selections(policy, scores, exact=exact, name=f"{size} {name} scores")
-        _check_run(policy, num_samples, epochs, exact=exact)
+        _check_run(policy, num_samples, exact=exact)
         if unbiased:
             _check_unbiased(policy, num_samples, exact=exact)
-    if isinstance(policy, MemoryPolicy):
+    if policy.columns:
         _check_memory(policy, num_samples)
 
 
@@ -150,7 +138,7 @@ def _score_vectors(size: int) -> Iterator[tuple[str, FloatArray]]:
     yield "large", (ordinary * np.float32(1e30)).astype(np.float32)
 
 
-def _check_selections(policy: AnyPolicy, scores: FloatArray, *, exact: bool, name: str) -> None:
+def _check_selections(policy: Policy, scores: FloatArray, *, exact: bool, name: str) -> None:
     size = len(scores)
     for keep in _keeps(policy, size) if exact else [None]:
         where = f"{policy!r}, {name}" + ("" if keep is None else f", keep={keep}")
@@ -159,9 +147,9 @@ def _check_selections(policy: AnyPolicy, scores: FloatArray, *, exact: bool, nam
             memory = _memory_after_an_epoch(who, scores)
             view = scores.view()
             view.flags.writeable = False
-            selections.append(selection_of(who, memory, view, keep, 3, np.random.default_rng(5)))
-            if isinstance(who, MemoryPolicy):
-                again = selection_of(who, memory, view, keep, 3, np.random.default_rng(5))
+            selections.append(_ask(who, memory, view, keep, 5))
+            if memory:
+                again = _ask(who, memory, view, keep, 5)
                 _require(
                     _equal(again, selections[-1]),
                     f"{where}: asked twice for one epoch, it has given two selections",
@@ -177,8 +165,14 @@ def _check_selections(policy: AnyPolicy, scores: FloatArray, *, exact: bool, nam
             _require(kept == keep, f"{where}: {kept} samples are kept")
 
 
-def _keeps(policy: AnyPolicy, size: int) -> list[int | None]:
-    assert isinstance(policy, (ExactPolicy, MemoryPolicy))
+def _ask(
+    policy: Policy, memory: Any, scores: FloatArray, keep: int | None, seed: int | tuple[int, int]
+) -> Selection:
+    rng = np.random.default_rng(seed)
+    return policy.select(Request(scores, 3, _EPOCHS, rng, keep, memory))
+
+
+def _keeps(policy: Policy, size: int) -> list[int | None]:
     least = policy.min_keep(size)
     _require(
         isinstance(least, int) and 1 <= least <= size,
@@ -187,18 +181,16 @@ def _keeps(policy: AnyPolicy, size: int) -> list[int | None]:
     return [*sorted({least, (least + size + 1) // 2, max(least, size - 1), size})]
 
 
-def _check_unbiased(policy: AnyPolicy, size: int, *, exact: bool) -> None:
+def _check_unbiased(policy: Policy, size: int, *, exact: bool) -> None:
     """The mean of weight * kept over many draws is 1, for every sample."""
     scores = np.random.default_rng(1).gamma(0.7, size=size).astype(np.float32)
     keep = None
     if exact:
-        assert isinstance(policy, (ExactPolicy, MemoryPolicy))
         keep = (policy.min_keep(size) + 2 * size) // 3
-    sums = np.empty((_DRAWS, size))
+    sums, memory = np.empty((_DRAWS, size)), _memory_after_an_epoch(policy, scores)
     for draw in range(_DRAWS):
-        memory = _memory_after_an_epoch(policy, scores)
-        rng = np.random.default_rng((2, draw))
-        sums[draw] = _weights(selection_of(policy, memory, scores, keep, 3, rng))
+        fresh = {name: values.copy() for name, values in memory.items()}
+        sums[draw] = _weights(_ask(policy, fresh, scores, keep, (2, draw)))
     _check_means(sums, f"{policy!r}" + (f", keep={keep}" if exact else ""))
 
 
@@ -216,7 +208,7 @@ def _check_means(draws: NDArray[np.float64], where: str) -> None:
 # ------------------------------------------------------------------ memory and runs
 
 
-def _check_memory(policy: MemoryPolicy, size: int) -> None:
+def _check_memory(policy: Policy, size: int) -> None:
     """What is remembered of an epoch does not depend on when it was told."""
     rng = np.random.default_rng(3)
     outcomes = []
@@ -244,15 +236,14 @@ def _check_memory(policy: MemoryPolicy, size: int) -> None:
     policy.remember(memory, repeated, np.ones(16, np.float32), [16], trained=True)
 
 
-def _check_run(policy: AnyPolicy, size: int, epochs: int, *, exact: bool) -> None:
+def _check_run(policy: Policy, size: int, *, exact: bool) -> None:
     """A run saved within an epoch and resumed ends like one that was not; a budget is met."""
     budget = None
     if exact:
-        assert isinstance(policy, (ExactPolicy, MemoryPolicy))
         least = policy.min_keep(size) / size
         budget = max(0.75, 0.999 * least + 0.001)
-    whole, _ = _train(policy, size, epochs, budget, save=False)
-    resumed, _ = _train(policy, size, epochs, budget, save=True)
+    whole, _ = _train(policy, size, budget, save=False)
+    resumed, _ = _train(policy, size, budget, save=True)
     _require(
         torch.equal(whole.scores.nan_to_num(-1), resumed.scores.nan_to_num(-1))
         and repr(whole.history) == repr(resumed.history),
@@ -260,7 +251,7 @@ def _check_run(policy: AnyPolicy, size: int, epochs: int, *, exact: bool) -> Non
     )
     if budget is not None:
         passes = sum(record.kept for record in whole.history)
-        wanted = int(budget * size * epochs + 0.5)
+        wanted = int(budget * size * _EPOCHS + 0.5)
         _require(
             2 * abs(passes - wanted) <= _BATCH,
             f"{policy!r}: under budget={budget} a run cost {passes} sample passes, not {wanted}, "
@@ -269,16 +260,16 @@ def _check_run(policy: AnyPolicy, size: int, epochs: int, *, exact: bool) -> Non
 
 
 def _train(
-    policy: AnyPolicy, size: int, epochs: int, budget: float | None, *, save: bool
+    policy: Policy, size: int, budget: float | None, *, save: bool
 ) -> tuple[DataPruner, DataPruner]:
     def build() -> DataPruner:
-        return DataPruner(size, epochs, copy.deepcopy(policy), delta=1.0, seed=9, budget=budget)
+        return DataPruner(size, _EPOCHS, copy.deepcopy(policy), delta=1.0, seed=9, budget=budget)
 
     first = pruner = build()
     generator = np.random.default_rng(11)
     hardness = torch.from_numpy(generator.gamma(1.0, size=size).astype(np.float32))
-    for epoch in range(epochs):
-        due = save and epoch == epochs // 2
+    for epoch in range(_EPOCHS):
+        due = save and epoch == _EPOCHS // 2
         while pruner.epoch == epoch:
             for batch in torch.utils.data.BatchSampler(pruner.sampler, _BATCH, drop_last=False):
                 rows = torch.tensor(batch)
@@ -293,13 +284,11 @@ def _train(
     return pruner, first
 
 
-def _memory_after_an_epoch(policy: AnyPolicy, scores: FloatArray) -> dict[str, FloatArray]:
+def _memory_after_an_epoch(policy: Policy, scores: FloatArray) -> dict[str, FloatArray]:
     """The memory of a policy that has seen these scores once; empty if it has none."""
-    if not isinstance(policy, MemoryPolicy):
-        return {}
     memory = _fresh(policy.columns, len(scores))
     seen = np.flatnonzero(~np.isnan(scores))
-    if len(seen):
+    if memory and len(seen):
         batches = [4] * (len(seen) // 4) + ([len(seen) % 4] if len(seen) % 4 else [])
         with np.errstate(over="ignore", invalid="ignore"):
             policy.remember(memory, seen, scores[seen], batches, trained=True)
@@ -308,14 +297,6 @@ def _memory_after_an_epoch(policy: AnyPolicy, scores: FloatArray) -> dict[str, F
 
 def _fresh(columns: Any, size: int) -> dict[str, FloatArray]:
     return {name: np.full(size, value, dtype=np.float32) for name, value in columns.items()}
-
-
-def _run_length(policy: object) -> int | None:
-    """The number of epochs that a policy, or one inside it, was made for."""
-    if policy is None:
-        return None
-    own = getattr(policy, "num_epochs", None)
-    return own if isinstance(own, int) else _run_length(getattr(policy, "policy", None))
 
 
 def _is_bound(policy: object) -> bool:

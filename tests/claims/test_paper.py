@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policies.support import ask
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -207,7 +208,7 @@ def test_a_whole_training_run_equals_the_paper_s_algorithm_done_by_hand(method):
 def test_a_score_equal_to_the_mean_is_not_below_it():
     scores = np.array([1.0, 2.0, 3.0, 2.0], dtype=np.float32)
     for seed in range(20):
-        selection = MeanThreshold(0.9).select(scores, 1, np.random.default_rng(seed))
+        selection = ask(MeanThreshold(0.9), scores, 1, np.random.default_rng(seed))
         assert selection.weights_of(np.arange(4)).tolist() == [1.0, 1.0, 1.0, 1.0]
         assert selection.threshold == 2.0
 
@@ -228,7 +229,7 @@ def train_on(pruner, scores_of, batch_size):
 def test_the_quantile_variant_leaves_out_47_5_percent_whatever_the_distribution(num_samples, seed):
     rng = np.random.default_rng(seed)
     scores = rng.permutation(num_samples).astype(np.float32) ** rng.choice([0.5, 1.0, 3.0])
-    selection = QuantileThresholds().select(scores, 1, rng)
+    selection = ask(QuantileThresholds(), scores, 1, rng)
     left_out = num_samples - np.count_nonzero(selection.weights_of(np.arange(num_samples)))
     # The two edges lie within one sample of 20% and 85% (0.25 + 0.5 samples), and each of the two
     # counts is rounded to an integer (0.5 + 0.5).
@@ -237,7 +238,7 @@ def test_the_quantile_variant_leaves_out_47_5_percent_whatever_the_distribution(
 
 def test_the_quantile_variant_leaves_out_exactly_475_of_1000():
     scores = np.random.default_rng(0).exponential(size=1000).astype(np.float32)
-    selection = QuantileThresholds().select(scores, 1, np.random.default_rng(1))
+    selection = ask(QuantileThresholds(), scores, 1, np.random.default_rng(1))
     weights = selection.weights_of(np.arange(1000))[scores.argsort()]
     assert np.unique(weights, return_counts=True)[1].tolist() == [475, 150, 325, 50]
     assert np.unique(weights).tolist() == [0.0, 1.0, 2.0, 4.0]
@@ -280,12 +281,6 @@ def test_the_mean_weight_makes_up_for_the_missing_steps():
     assert {record.kept for record in pruner.history} != {500}
     for record in pruner.history:
         assert record.mean_weight == pytest.approx(record.total / record.kept, rel=1e-12)
-
-
-def test_the_first_epoch_uses_every_sample_once_with_weight_one():
-    plan = InfoBatch(50, 10, warmup_epochs=0, seed=1).plan
-    assert sorted(plan.indices.tolist()) == list(range(50))
-    assert plan.weights.tolist() == [1.0] * 50
 
 
 def test_three_lines_are_enough_and_the_data_set_stays_the_user_s_own():

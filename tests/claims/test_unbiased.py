@@ -16,16 +16,17 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.policies.support import ask
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
+from infobatch._core.thinning import thin
 from infobatch.policies import (
     PAPER_QUANTILES,
     MeanThreshold,
     QuantileThresholds,
     RandomSubset,
-    thin,
 )
 
 
@@ -117,7 +118,7 @@ def weights_and_probabilities(policy):
     scores = np.array(SCORES[policy], dtype=np.float32)
     everyone = np.arange(len(scores))
     table = subset_probabilities(
-        lambda rng: tuple(policy.select(scores, 3, rng).weights_of(everyone).tolist())
+        lambda rng: tuple(ask(policy, scores, 3, rng).weights_of(everyone).tolist())
     )
     weights = torch.tensor(list(table), dtype=torch.float64)
     return weights, list(table.values())

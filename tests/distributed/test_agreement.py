@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import DistributedError, StateError
-from infobatch.policies import RandomSubset, Selection
+from infobatch.policies import Policy, RandomSubset, Selection
 
 N, BATCH, EPOCHS = 64, 8, 4
 
@@ -216,17 +216,14 @@ def peek_on_one_rank(rank):
     return pruner.history
 
 
-class SummaryOfAnySize:
+class SummaryOfAnySize(Policy):
     """Sends one number for each sample with a high loss, and so another number on each rank."""
 
     def summarise(self, scores):
         return scores[scores > 50].astype(np.float64)
 
-    def select_with(self, scores, summary, epoch, rng):
-        return Selection.full(len(scores))
-
-    def select(self, scores, epoch, rng):
-        return self.select_with(scores, self.summarise(scores), epoch, rng)
+    def select(self, request):
+        return Selection.full(len(request))
 
 
 def train_with_summaries_of_any_size(rank):

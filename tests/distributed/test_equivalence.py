@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from infobatch import DataPruner, InfoBatch
-from infobatch.policies import PAPER_QUANTILES, Selection
+from infobatch.policies import PAPER_QUANTILES, Policy, Selection
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -38,10 +38,11 @@ class Points(Dataset):
         return self.inputs[index], self.labels[index], index
 
 
-class TwoHardest:
+class TwoHardest(Policy):
     """Keeps two samples of an epoch, however many ranks there are."""
 
-    def select(self, scores, epoch, rng):
+    def select(self, request):
+        scores = request.scores
         weights = np.zeros(len(scores))
         weights[np.argsort(scores, kind="stable")[-2:]] = len(scores) / 2
         return Selection(weights)

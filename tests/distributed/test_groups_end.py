@@ -15,7 +15,7 @@ from tests.distributed.support import results_of
 from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
-from infobatch.distributed import Ranks
+from infobatch._ranks.world import Ranks
 from infobatch.errors import DistributedError
 
 DATA = np.arange(4, dtype=np.uint8)

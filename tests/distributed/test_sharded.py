@@ -8,13 +8,15 @@ from tests.distributed.support import in_threads, results_of
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
-from infobatch._core.scores import finite_quantiles, histogram, histogram_quantiles
+from infobatch._core.histogram import histogram, histogram_quantiles
+from infobatch._core.scores import finite_quantiles
 from infobatch.errors import DistributedError, PolicyError, StateError
 from infobatch.policies import (
     PAPER_QUANTILES,
-    AgedScores,
+    UCB,
     BudgetThreshold,
     FullData,
+    Policy,
     ProportionalSampling,
     Selection,
 )
@@ -282,9 +284,7 @@ def test_the_states_of_all_ranks_load_into_another_number_of_ranks(saved, loaded
         assert torch.equal(scores, difficulty(own).float())
 
 
-@pytest.mark.parametrize(
-    "policy", [BudgetThreshold(), AgedScores(ProportionalSampling(), 2.0)], ids=["", "with memory"]
-)
+@pytest.mark.parametrize("policy", [BudgetThreshold(), UCB(every=2)], ids=["", "with memory"])
 def test_a_budget_goes_on_with_another_number_of_ranks(policy):
     """Each rank has had thresholds of its own, as it selects among its own samples."""
     num_samples, epochs = 701, 8
@@ -359,18 +359,15 @@ def test_a_budget_may_leave_out_samples_of_one_rank_and_none_of_another(policy):
     assert set(second) == {2}
 
 
-class AboveOne:
+class AboveOne(Policy):
     """Leaves out what is below 1, and says `full` where there is nothing."""
 
     def summarise(self, scores):
         return np.empty(0)
 
-    def select_with(self, scores, summary, epoch, rng):
-        kept = ~(scores < 1.0)
-        return Selection.full(len(scores)) if kept.all() else Selection(kept.astype(float))
-
-    def select(self, scores, epoch, rng):
-        return self.select_with(scores, self.summarise(scores), epoch, rng)
+    def select(self, request):
+        kept = ~(request.scores < 1.0)
+        return Selection.full(len(request)) if kept.all() else Selection(kept.astype(float))
 
 
 def test_a_policy_may_leave_out_samples_of_one_rank_and_none_of_another():
@@ -433,13 +430,13 @@ def test_what_a_rank_sends_at_the_end_of_an_epoch_is_what_the_docs_say(settings,
         assert noted == [first, (calls, sent), (calls, sent), full_data_next, full_data_next]
 
 
-class OnlySelect:
-    def select(self, scores, epoch, rng):
-        return Selection.full(len(scores))
+class OnlySelect(Policy):
+    def select(self, request):
+        return Selection.full(len(request))
 
 
 def test_what_cannot_be_sharded_is_refused():
-    with pytest.raises(TypeError, match="a policy with summarise and select_with"):
+    with pytest.raises(TypeError, match="a policy with summarise"):
         DataPruner(10, 2, OnlySelect(), sharded=True)
     with pytest.raises(TypeError, match="cannot keep groups"):
         InfoBatch(10, 4, budget=0.8, groups=np.arange(10) % 2, sharded=True)

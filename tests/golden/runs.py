@@ -71,14 +71,14 @@ RUNS: dict[str, Callable[[], DataPruner]] = {
     "full": lambda: _pruner(P.FullData()),
 }
 for _name, _make in {
-    "rs2": P.RepeatedRandomSampling,
-    "ucb": P.UpperConfidenceBound,
+    "rs2": P.RS2,
+    "ucb": P.UCB,
     "epsilon-greedy": P.EpsilonGreedy,
     "kakurenbo": P.Kakurenbo,
-    "seta": P.SlidingWindow,
-    "orderdp": P.OrderedSubset,
-    "repb": P.LocalWindow,
-    "ies": P.EarlyStopping,
+    "seta": P.SeTa,
+    "orderdp": P.OrderDP,
+    "repb": P.RePB,
+    "ies": P.IES,
 }.items():
     RUNS[_name] = lambda make=_make: _pruner(make())
     RUNS[f"{_name}-budget"] = lambda make=_make: _pruner(make(), budget=0.65)

@@ -1,12 +1,11 @@
 """Every policy of the library goes through the suite that is offered for one's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from infobatch import policies as p
-from infobatch._core.policy import reads_probability
 from infobatch.testing import check_batch_policy, check_policy
 
 N = 120
@@ -15,27 +14,24 @@ GROUPS = np.arange(N) % 7
 BIASED = [
     p.FullData(),
     p.RandomSubset(0.4, rescale=False),
-    p.RepeatedRandomSampling(0.3),
-    p.RepeatedRandomSampling(0.3, replacement=True),
-    p.UpperConfidenceBound(0.4, every=2),
+    p.RS2(0.3),
+    p.RS2(0.3, replacement=True),
+    p.UCB(0.4, every=2),
     p.EpsilonGreedy(0.4, every=2),
     p.Kakurenbo(0.3),
-    p.Kakurenbo(0.3, num_epochs=9),
     p.CappedWeights(p.Kakurenbo(0.3), 2.0),
-    p.SlidingWindow(),
-    p.SlidingWindow(random_ratio=0.0, window=0.6, random_from=4),
-    p.OrderedSubset(),
-    p.LocalWindow(),
-    p.EarlyStopping(0.05),
+    p.SeTa(),
+    p.SeTa(random_ratio=0.0, window=0.6, random_from=4),
+    p.OrderDP(),
+    p.RePB(),
+    p.IES(0.05),
     p.FixedSubset(np.arange(0, N, 3)),
     p.FixedSubset(np.arange(5), np.array([0.5, 1.5, 1.0, 2.0, 0.1])),
     p.CappedWeights(p.RandomSubset(0.8), 2.0),
-    p.ProtectedTail(p.BudgetThreshold(), tail=0.2),
-    p.WithinGroups(p.EarlyStopping(0.05), GROUPS),
+    p.WithinGroups(p.IES(0.05), GROUPS),
     p.ProportionalSampling(),
     p.ProportionalSampling("root", 2.0, 0.5, 0.5, 2.0),
     p.WithinGroups(p.ProportionalSampling(), GROUPS),
-    p.AgedScores(p.ProportionalSampling(), 3.0),
 ]
 UNBIASED = [
     p.MeanThreshold(0.5),
@@ -48,11 +44,8 @@ UNBIASED = [
     p.WithinGroups(p.MeanThreshold(0.5), GROUPS),
     p.WithinGroups(p.BudgetThreshold(), GROUPS),
     p.CappedWeights(p.BudgetThreshold(), 4.0),
-    p.ProtectedTail(p.MeanThreshold(0.5)),
     p.ProportionalSampling(exponent=1.0),
     p.ProportionalSampling("loss", 0.5, 0.3, 1.0),
-    p.AgedScores(p.ProportionalSampling(exponent=1.0), 2.0),
-    p.AgedScores(p.MeanThreshold(0.5), 5.0),
 ]
 
 
@@ -77,11 +70,11 @@ def test_an_unbiased_policy_is_unbiased(policy):
     ids=repr,
 )
 def test_a_policy_around_another_says_what_that_takes_scores_for(policy, reads):
-    around = p.AgedScores(p.WithinGroups(policy, GROUPS))
-    assert reads_probability(policy) == reads_probability(around) == reads
+    around = p.CappedWeights(p.WithinGroups(policy, GROUPS), 2.0)
+    assert policy.reads_probability == around.reads_probability == reads
 
 
-@pytest.mark.parametrize("policy", [p.SelectiveBackprop(), p.EvolvedSampling()], ids=repr)
+@pytest.mark.parametrize("policy", [p.SelectiveBackprop(), p.ES()], ids=repr)
 def test_an_in_batch_policy_keeps_its_promises(policy):
     check_batch_policy(policy)
 
@@ -100,25 +93,26 @@ def test_importance_sampling_is_unbiased(policy):
 class Broken(p.MeanThreshold):
     how: str = ""
 
-    def select(self, scores, epoch, rng):
+    def select(self, request):
         if self.how == "random":
-            rng = np.random.default_rng()
+            request = replace(request, rng=np.random.default_rng())
         if self.how == "writes":
-            scores[:] = 0
+            request.scores[:] = 0
         if self.how == "short":
-            return p.Selection.full(max(1, len(scores) - 1))
+            return p.Selection.full(max(1, len(request) - 1))
         if self.how == "nothing":
-            return p.Selection(np.zeros(len(scores)))
+            return p.Selection(np.zeros(len(request)))
         if self.how == "biased":
-            full = super().select(scores, epoch, rng)
+            full = super().select(request)
             return p.Selection(np.minimum(full.weights, 1.5), full.level)
-        return super().select(scores, epoch, rng)
+        return super().select(request)
 
 
 @dataclass(frozen=True)
 class BrokenCount(p.BudgetThreshold):
-    def select_exactly(self, scores, keep, epoch, rng):
-        return super().select_exactly(scores, max(keep - 1, self.min_keep(len(scores))), epoch, rng)
+    def select(self, request):
+        fewer = max(request.keep - 1, self.min_keep(len(request)))
+        return super().select(replace(request, keep=fewer))
 
 
 @dataclass(frozen=True)
@@ -128,18 +122,18 @@ class BrokenLeast(p.BudgetThreshold):
 
 
 @dataclass(frozen=True)
-class Forgetful(p.UpperConfidenceBound):
+class Forgetful(p.UCB):
     def remember(self, memory, rows, scores, batches, *, trained):
         super().remember(memory, rows, scores, batches, trained=trained)
         memory["mean"][:] += len(rows)  # depends on how an epoch is cut
 
 
 @dataclass(frozen=True)
-class Moody(p.UpperConfidenceBound):
-    def select_from(self, memory, scores, keep, epoch, rng):
-        memory["mean"][:] = -memory["mean"]
-        memory["chosen"][:] = 0
-        return super().select_from(memory, scores, keep, epoch, rng)
+class Moody(p.UCB):
+    def select(self, request):
+        request.memory["mean"][:] = -request.memory["mean"]
+        request.memory["chosen"][:] = 0
+        return super().select(request)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +147,7 @@ class Moody(p.UpperConfidenceBound):
         (BrokenLeast(), "min_keep"),
         (Forgetful(), "depends on how the losses"),
         (Moody(), "asked twice"),
-        (object(), "has none of"),
+        (object(), "is no infobatch.policies.Policy"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )

@@ -5,14 +5,15 @@ The reference and the policy share their draws: the same generator, asked in the
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
 import pytest
+from tests.policies.support import ask
 
 from infobatch import policies as p
-from infobatch._core.policy import for_run
+from infobatch._core.thinning import thin_to
 from infobatch.errors import PolicyError
 from infobatch.policies.rivals.seta import one_dimensional_k_means
 
@@ -52,7 +53,7 @@ def hardest_first(values):
 def test_budget_threshold(keep, seed):
     scores = losses(seed)
     policy = p.BudgetThreshold(max_weight=4.0)
-    selection = policy.select_exactly(scores, keep, 3, rng(seed))
+    selection = ask(policy, scores, 3, rng(seed), keep=keep)
     pool = [i for i in range(N) if scores[i] < fmean(map(float, scores))]
     needed = math.ceil((N - keep) * 4 / 3)  # so many, to drop so many at a weight of at most 4
     if len(pool) < needed:
@@ -71,15 +72,15 @@ def test_budget_threshold_prunes_unknown_samples_only_when_nothing_else_is_left(
     scores = losses()
     scores[:20] = np.nan
     policy = p.BudgetThreshold()
-    assert set(range(20)) <= kept(policy.select_exactly(scores, 31, 1, rng()))
-    assert not set(range(20)) <= kept(policy.select_exactly(scores, 15, 1, rng()))
+    assert set(range(20)) <= kept(ask(policy, scores, 1, rng(), keep=31))
+    assert not set(range(20)) <= kept(ask(policy, scores, 1, rng(), keep=15))
 
 
 def test_budget_threshold_draws_boundary_ties_at_random():
     scores = np.array([0.0] * 2 + [5.0] * 58, np.float32)
     drops = np.zeros(N)
     for seed in range(400):
-        selection = p.BudgetThreshold().select_exactly(scores, 40, 1, rng(seed))
+        selection = ask(p.BudgetThreshold(), scores, 1, rng(seed), keep=40)
         drops += weights(selection) == 0
     assert drops[2:].min() > 0.6 * drops[2:].mean()  # nobody among equals is spared
 
@@ -88,7 +89,7 @@ def test_budget_threshold_draws_boundary_ties_at_random():
 def test_quantiles_under_a_budget_scale_all_prune_ratios_alike(keep):
     scores = losses()
     policy = p.QuantileThresholds(((0.2, 0.25), (0.8, 0.5), (1.0, 1.0)))
-    selection = policy.select_exactly(scores, keep, 1, rng())
+    selection = ask(policy, scores, 1, rng(), keep=keep)
     order = sorted(range(N), key=lambda i: scores[i])
     ranges = [order[:12], order[12:48], order[48:]]
     dropped = [sum(weights(selection)[i] == 0 for i in members) for members in ranges]
@@ -142,7 +143,7 @@ def naive_probabilities(bounds, keep, floor):
 def test_proportional_sampling(bound, of, power, floor, exponent, ceiling, keep):
     scores = middles(rng().choice(SCORES, N))
     policy = p.ProportionalSampling(bound, power, floor, exponent, ceiling)
-    selection = policy.select_exactly(scores, keep, 3, rng(keep))
+    selection = ask(policy, scores, 3, rng(keep), keep=keep)
     bounds = [of(float(s)) for s in scores]
     claims = [min(each, ceiling) ** power for each in bounds]
     expected = naive_probabilities(claims, keep, floor)
@@ -164,7 +165,7 @@ def test_proportional_sampling(bound, of, power, floor, exponent, ceiling, keep)
     assert len(kept(selection)) == keep
     for i in kept(selection):
         assert weights(selection)[i] == pytest.approx(expected[i] ** -exponent, rel=1e-6)
-    rescaled = replace(policy, rescale=True).select_exactly(scores, keep, 3, rng(keep))
+    rescaled = ask(replace(policy, rescale=True), scores, 3, rng(keep), keep=keep)
     assert kept(rescaled) == kept(selection)
     whole = N / sum(each ** (1 - exponent) for each in expected)  # the sum that is expected
     for i in kept(rescaled):
@@ -175,13 +176,13 @@ def test_proportional_sampling(bound, of, power, floor, exponent, ceiling, keep)
 
 def test_proportional_sampling_in_its_extremes():
     policy = p.ProportionalSampling(floor=0.2, exponent=1.0)
-    zero = policy.select_exactly(np.zeros(N, np.float32), 40, 1, rng())
+    zero = ask(policy, np.zeros(N, np.float32), 1, rng(), keep=40)
     assert set(weights(zero).round(9)) == {0.0, 1.5}  # nothing tells them apart: at random
     scores = losses()
     scores[:20] = np.nan
-    some = policy.select_exactly(scores, 30, 1, rng())
+    some = ask(policy, scores, 1, rng(), keep=30)
     assert set(range(20)) <= kept(some)  # what is not known is kept while that is possible
-    few = policy.select_exactly(scores, 20, 1, rng())
+    few = ask(policy, scores, 1, rng(), keep=20)
     assert len(kept(few) & set(range(20))) == 12  # the others are kept with probability 0.2
     assert policy.min_keep(N) == 12
 
@@ -189,13 +190,13 @@ def test_proportional_sampling_in_its_extremes():
 def test_the_mass_of_what_is_not_known_is_the_mean_of_the_others():
     """So that it tells of the choice, and not of how much is known."""
     policy = p.ProportionalSampling()
-    unknown = policy.select_exactly(np.full(1000, np.nan, np.float32), 600, 1, rng())
+    unknown = ask(policy, np.full(1000, np.nan, np.float32), 1, rng(), keep=600)
     assert unknown.mass_left_out == pytest.approx(0.4)
     scores = np.full(1000, np.nan, np.float32)
     scores[:100] = 3.0
-    assert policy.select_exactly(scores, 600, 1, rng()).mass_left_out == pytest.approx(0.4)
+    assert ask(policy, scores, 1, rng(), keep=600).mass_left_out == pytest.approx(0.4)
     scores[100:500] = 0.001  # these are what can be left out
-    assert policy.select_exactly(scores, 620, 1, rng()).mass_left_out < 0.01
+    assert ask(policy, scores, 1, rng(), keep=620).mass_left_out < 0.01
 
 
 @pytest.mark.parametrize("unknown", [1, 500])
@@ -205,7 +206,7 @@ def test_what_is_not_known_is_always_kept_beside_the_floor_of_the_others(unknown
     floor = p.ProportionalSampling().floor
     for keep in (998, 750, math.ceil(unknown + floor * (1000 - unknown))):
         for seed in range(50):
-            selection = p.ProportionalSampling().select_exactly(scores, keep, 1, rng(seed))
+            selection = ask(p.ProportionalSampling(), scores, 1, rng(seed), keep=keep)
             assert (weights(selection)[:unknown] > 0).all()
             assert np.count_nonzero(weights(selection)) == keep
 
@@ -213,55 +214,26 @@ def test_what_is_not_known_is_always_kept_beside_the_floor_of_the_others(unknown
 def test_the_threshold_lies_above_what_may_be_left_out():
     scores = np.full(N, 0.1005, np.float32)
     scores[:10] = 2.0
-    selection = p.ProportionalSampling().select_exactly(scores, 30, 1, rng())
+    selection = ask(p.ProportionalSampling(), scores, 1, rng(), keep=30)
     assert 0.1005 < selection.threshold < 0.102
 
 
 def test_one_of_each_quantile_range_remains():
     scores = np.array([1, 2, 3, 4], np.float32)
     policy = p.QuantileThresholds()
-    assert len(kept(policy.select_exactly(scores, 3, 0, rng()))) == 3
+    assert len(kept(ask(policy, scores, 0, rng(), keep=3))) == 3
     with pytest.raises(PolicyError, match=r"4 samples in 3 score ranges.* 2 cannot be kept"):
-        policy.select_exactly(scores, 2, 0, rng())
-
-
-def test_scores_that_age():
-    """After the mean is known, an old score is half as far from it after each half-life."""
-    given = []
-
-    class Spy(p.BudgetThreshold):
-        def select_exactly(self, scores, keep, epoch, rng):
-            given.append(scores.copy())
-            return super().select_exactly(scores, keep, epoch, rng)
-
-    policy = p.AgedScores(Spy(), half_life=2.0)
-    memory = memory_of(policy)
-    scores, everyone = losses(), np.arange(N)
-    last_seen = [0] * N
-    policy.remember(memory, everyone, scores, [N], trained=True)
-    for epoch in range(1, 6):
-        for _ in range(2):  # asked twice, the same
-            policy.select_from(memory, scores, 40, epoch, rng())
-        mean = fmean(map(float, scores))
-        ages = [epoch - 1 - last_seen[i] for i in range(N)]
-        expected = [mean + (scores[i] - mean) * 2 ** (-ages[i] / 2) for i in range(N)]
-        np.testing.assert_allclose(given[-1], expected, rtol=1e-5)
-        np.testing.assert_array_equal(given[-1], given[-2])
-        seen = everyone[epoch % 3 :: 3]
-        scores[seen] = losses(epoch)[seen]
-        policy.remember(memory, seen, scores[seen], [len(seen)], trained=True)
-        for i in seen:
-            last_seen[i] = epoch
+        ask(policy, scores, 0, rng(), keep=2)
 
 
 # ------------------------------------------------------------------ the peers
 
 
 def test_rs2_without_replacement_sees_all_before_any_twice():
-    policy = p.RepeatedRandomSampling(keep_ratio=0.35)
+    policy = p.RS2(keep_ratio=0.35)
     memory, times = memory_of(policy), np.zeros(N)
     for epoch in range(20):
-        chosen = kept(policy.select_from(memory, losses(), None, epoch, rng(epoch)))
+        chosen = kept(ask(policy, losses(), epoch, rng(epoch), memory=memory))
         assert len(chosen) == 21
         for i in chosen:
             assert times[i] == times.min() or all(
@@ -274,10 +246,10 @@ def test_rs2_without_replacement_sees_all_before_any_twice():
 
 
 def test_rs2_with_replacement_draws_each_epoch_afresh():
-    policy = p.RepeatedRandomSampling(keep_ratio=0.5, replacement=True)
+    policy = p.RS2(keep_ratio=0.5, replacement=True)
     counts = np.zeros(N)
     for epoch in range(600):
-        counts[list(kept(policy.select_from({}, losses(), None, epoch, rng(epoch))))] += 1
+        counts[list(kept(ask(policy, losses(), epoch, rng(epoch))))] += 1
     assert counts.sum() == 600 * 30
     assert abs(counts - 300).max() < 75  # six standard deviations of a binomial
 
@@ -313,10 +285,10 @@ def tell(policy, epochs):
 @pytest.mark.parametrize("c", [0.0, 1.0, 3.0])
 def test_ucb(told, c):
     epochs, histories = told
-    policy = p.UpperConfidenceBound(keep_ratio=0.4, ema=0.8, every=5, c=c)
+    policy = p.UCB(keep_ratio=0.4, ema=0.8, every=5, c=c)
     memory = tell(policy, epochs)
     bounds = [m + c * math.sqrt(v) for m, v in (naive_bandit(h, 0.8) for h in histories)]
-    chosen = kept(policy.select_from(memory, losses(), None, 5, rng()))
+    chosen = kept(ask(policy, losses(), 5, rng(), memory=memory))
     assert chosen == set(hardest_first(bounds)[:24])
 
 
@@ -328,27 +300,25 @@ def test_epsilon_greedy(told):
     top = set(hardest_first(means)[:24])
     others = np.array([i for i in range(N) if i not in top])
     explored = rng(4).choice(others, size=6, replace=False, shuffle=False)
-    assert kept(policy.select_from(memory, losses(), None, 1, rng(4))) == top | set(
-        explored.tolist()
-    )
+    assert kept(ask(policy, losses(), 1, rng(4), memory=memory)) == top | set(explored.tolist())
 
 
 def test_a_bandit_holds_its_choice_between_two_of_them(told):
-    policy = p.UpperConfidenceBound(keep_ratio=0.4, every=4)
+    policy = p.UCB(keep_ratio=0.4, every=4)
     memory = tell(policy, told[0])
-    first = kept(policy.select_from(memory, losses(), None, 4, rng()))
+    first = kept(ask(policy, losses(), 4, rng(), memory=memory))
     policy.remember(memory, np.arange(N), losses(9)[::-1].copy(), [N], trained=True)
-    assert kept(policy.select_from(memory, losses(), None, 5, rng())) == first
-    assert len(kept(policy.select_from(memory, losses(), 25, 6, rng())) ^ first) == 1
-    assert len(kept(policy.select_from(memory, losses(), 22, 7, rng())) - first) <= 1
-    assert kept(policy.select_from(memory, losses(), None, 8, rng())) != first
+    assert kept(ask(policy, losses(), 5, rng(), memory=memory)) == first
+    assert len(kept(ask(policy, losses(), 6, rng(), keep=25, memory=memory)) ^ first) == 1
+    assert len(kept(ask(policy, losses(), 7, rng(), keep=22, memory=memory)) - first) <= 1
+    assert kept(ask(policy, losses(), 8, rng(), memory=memory)) != first
 
 
 def test_kakurenbo():
     scores = losses()
     policy = p.Kakurenbo(max_fraction=0.5, confidence=0.7, num_epochs=100)
     for epoch, part in ((0, 1.0), (29, 1.0), (30, 0.8), (60, 0.6), (80, 0.4), (99, 0.4)):
-        selection = policy.select(scores, epoch, rng())
+        selection = ask(policy, scores, epoch, rng())
         candidates = sorted(range(N), key=lambda i: scores[i])[: int(0.5 * part * N)]
         hidden = {i for i in candidates if math.exp(-scores[i]) >= 0.7}
         assert 0 < len(hidden) < len(candidates) or part < 1
@@ -358,7 +328,7 @@ def test_kakurenbo():
 
 def test_kakurenbo_told_how_many_hides_the_lowest():
     scores = losses()
-    selection = p.Kakurenbo().select_exactly(scores, 25, 3, rng())
+    selection = ask(p.Kakurenbo(), scores, 3, rng(), keep=25)
     assert kept(selection) == set(hardest_first(scores)[:25])
     assert weights(selection).sum() == pytest.approx(N)
 
@@ -366,18 +336,11 @@ def test_kakurenbo_told_how_many_hides_the_lowest():
 def test_kakurenbo_falls_at_the_same_parts_of_a_run_of_any_length():
     scores = np.zeros(N, dtype=np.float32)  # all are classified surely
     for num_epochs in (10, 200):
-        policy = for_run(p.Kakurenbo(max_fraction=0.5), num_epochs)
-        assert policy == p.Kakurenbo(max_fraction=0.5, num_epochs=num_epochs)
+        policy = p.Kakurenbo(max_fraction=0.5)
         for part, expected in ((0, 0.5), (0.2, 0.5), (0.3, 0.4), (0.6, 0.3), (0.8, 0.2), (1, 0.2)):
             epoch = min(round(part * num_epochs), num_epochs - 1)
-            assert len(kept(policy.select(scores, epoch, rng()))) == N - int(expected * N)
-
-
-def test_kakurenbo_that_does_not_know_the_length_of_the_run_says_so():
-    policy = p.Kakurenbo()
-    with pytest.raises(PolicyError, match=r"how long that is: give it to a DataPruner.*num_epochs"):
-        policy.select(losses(), 3, rng())
-    assert len(kept(policy.select_exactly(losses(), 25, 3, rng()))) == 25  # that needs no length
+            chosen = kept(ask(policy, scores, epoch, rng(), num_epochs=num_epochs))
+            assert len(chosen) == N - int(expected * N)
 
 
 def naive_k_means(values, k):
@@ -411,41 +374,41 @@ def test_k_means_of_equal_and_unknown_scores():
 @pytest.mark.parametrize("epoch", range(1, 8))
 def test_seta(epoch):
     scores = losses()
-    policy = p.SlidingWindow(random_ratio=0.1, groups=5, window=0.6, random_from=7)
-    dropped, _ = p.thin_to(np.ones(N, bool), 54, rng(epoch))
+    policy = p.SeTa(random_ratio=0.1, groups=5, window=0.6, random_from=7)
+    dropped, _ = thin_to(np.ones(N, bool), 54, rng(epoch))
     groups = naive_k_means(scores.astype(np.float64).tolist(), 5)
     start = epoch % 3  # a window of 3 of 5 groups has 3 places
     inside = [start <= g < start + 3 or epoch >= 7 for g in groups]
     expected = {i for i in range(N) if inside[i] and not dropped[i]}
-    assert kept(policy.select(scores, epoch, rng(epoch))) == expected
+    assert kept(ask(policy, scores, epoch, rng(epoch))) == expected
 
 
 def test_seta_told_how_many_takes_the_window_first_and_then_outward():
     scores = losses()
-    policy = p.SlidingWindow(groups=5, window=0.6)
+    policy = p.SeTa(groups=5, window=0.6)
     groups = naive_k_means(scores.astype(np.float64).tolist(), 5)
     window = {i for i in range(N) if 1 <= groups[i] < 4}  # epoch 1
-    few = kept(policy.select_exactly(scores, len(window) - 5, 1, rng()))
+    few = kept(ask(policy, scores, 1, rng(), keep=len(window) - 5))
     assert few < window
     above = {i for i in range(N) if groups[i] == 4}
-    more = kept(policy.select_exactly(scores, len(window) + len(above), 1, rng()))
+    more = kept(ask(policy, scores, 1, rng(), keep=len(window) + len(above)))
     assert more == window | above
-    most = kept(policy.select_exactly(scores, len(window) + len(above) + 1, 1, rng()))
+    most = kept(ask(policy, scores, 1, rng(), keep=len(window) + len(above) + 1))
     assert window | above < most
 
 
 def test_orderdp():
     scores = losses()
-    outside, _ = p.thin_to(np.ones(N, bool), 30, rng(2))
+    outside, _ = thin_to(np.ones(N, bool), 30, rng(2))
     pool = [i for i in range(N) if not outside[i]]
     top = sorted(pool, key=lambda i: -scores[i])[:18]
-    policy = p.OrderedSubset(pool_ratio=0.5, top_ratio=0.6)
-    assert kept(policy.select(scores, 3, rng(2))) == set(top)
-    assert kept(policy.select_exactly(scores, 18, 3, rng(2))) == set(top)
+    policy = p.OrderDP(pool_ratio=0.5, top_ratio=0.6)
+    assert kept(ask(policy, scores, 3, rng(2))) == set(top)
+    assert kept(ask(policy, scores, 3, rng(2), keep=18)) == set(top)
 
 
 def test_repb():
-    policy = p.LocalWindow(drop_probability=0.6)
+    policy = p.RePB(drop_probability=0.6)
     memory = memory_of(policy)
     order, values = rng(1).permutation(N), losses(1)
     sizes = [16, 16, 16, 12]
@@ -462,14 +425,14 @@ def test_repb():
     times.update(dict.fromkeys(range(10), 2))
     draws = rng(3).random(N)
     expected = [0.0 if below[i] and draws[i] < 0.6 else 5 / (times[i] + 1) for i in range(N)]
-    selection = policy.select_from(memory, values, None, 4, rng(3))
+    selection = ask(policy, values, 4, rng(3), memory=memory)
     np.testing.assert_allclose(weights(selection), expected)
-    exact = policy.select_from(memory, values, 40, 4, rng(3))
+    exact = ask(policy, values, 4, rng(3), keep=40, memory=memory)
     assert {i for i in range(N) if i not in kept(exact)} <= {i for i in below if below[i]}
 
 
 def test_repb_counts_only_training():
-    policy = p.LocalWindow()
+    policy = p.RePB()
     memory = memory_of(policy)
     policy.remember(memory, np.arange(N), losses(), [N], trained=False)
     assert not memory["times"].any()
@@ -477,7 +440,7 @@ def test_repb_counts_only_training():
 
 
 def test_ies():
-    policy = p.EarlyStopping(tolerance=0.05)
+    policy = p.IES(tolerance=0.05)
     memory = memory_of(policy)
     curves = np.stack([losses(seed) * 0.02 for seed in range(6)])
     curves[:, ::2] = np.linspace(1.0, 0.5, 6, dtype=np.float32)[:, None]  # straight lines
@@ -492,17 +455,17 @@ def test_ies():
     ]
     expected = {i for i in range(N) if mean_change[i] >= 0.05}
     assert 0 < len(expected) < N // 2 + 1
-    assert kept(policy.select_from(memory, curves[-1], None, 6, rng())) == expected
-    exact = kept(policy.select_from(memory, curves[-1], 20, 6, rng()))
+    assert kept(ask(policy, curves[-1], 6, rng(), memory=memory)) == expected
+    exact = kept(ask(policy, curves[-1], 6, rng(), keep=20, memory=memory))
     assert exact == set(hardest_first(mean_change)[:20])
 
 
 def test_ies_needs_five_looks_before_it_stops_anyone():
-    policy = p.EarlyStopping(tolerance=1.0)
+    policy = p.IES(tolerance=1.0)
     memory = memory_of(policy)
     for look in range(5):
         policy.remember(memory, np.arange(N), np.ones(N, np.float32), [N], trained=look % 2 == 0)
-        stopped = N - len(kept(policy.select_from(memory, losses(), None, look, rng())))
+        stopped = N - len(kept(ask(policy, losses(), look, rng(), memory=memory)))
         assert stopped == (0 if look < 4 else N - 1)  # one always remains
 
 
@@ -513,7 +476,7 @@ def test_groups_thin_each_class_by_its_own_threshold():
     groups = np.repeat([3, -1, 8], [30, 20, 10])
     scores = losses() + 10.0 * groups.astype(np.float32)  # class means far apart
     policy = p.WithinGroups(p.MeanThreshold(0.5), groups)
-    selection = weights(policy.select_from({}, scores, None, 1, rng()))
+    selection = weights(ask(policy, scores, 1, rng()))
     for group in set(groups.tolist()):
         members = np.flatnonzero(groups == group)
         low = members[scores[members] < fmean(map(float, scores[members]))]
@@ -526,10 +489,10 @@ def test_groups_thin_each_class_by_its_own_threshold():
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_groups_ask_the_policy_for_the_epoch_that_it_is(epoch):
     groups = np.repeat([0, 1], 30)
-    window = p.SlidingWindow(random_ratio=0.0, groups=5, window=0.6)
-    chosen = kept(p.WithinGroups(window, groups).select_from({}, losses(), None, epoch, rng()))
-    first = kept(window.select(losses()[:30], epoch, rng()))
-    second = kept(window.select(losses()[30:], epoch, rng()))
+    window = p.SeTa(random_ratio=0.0, groups=5, window=0.6)
+    chosen = kept(ask(p.WithinGroups(window, groups), losses(), epoch, rng()))
+    first = kept(ask(window, losses()[:30], epoch, rng()))
+    second = kept(ask(window, losses()[30:], epoch, rng()))
     assert chosen == first | {30 + i for i in second}
 
 
@@ -537,7 +500,7 @@ def test_groups_ask_the_policy_for_the_epoch_that_it_is(epoch):
 def test_groups_share_a_number_out_by_size(keep):
     groups = np.repeat([0, 1, 2], [30, 20, 10])
     policy = p.WithinGroups(p.RandomSubset(), groups)
-    chosen = kept(policy.select_from({}, losses(), keep, 1, rng()))
+    chosen = kept(ask(policy, losses(), 1, rng(), keep=keep))
     sizes = np.bincount(groups[list(chosen)], minlength=3)
     assert sizes.sum() == keep
     np.testing.assert_allclose(sizes, keep * np.array([30, 20, 10]) / N, atol=1.0)
@@ -545,10 +508,10 @@ def test_groups_share_a_number_out_by_size(keep):
 
 def test_groups_keep_the_memory_of_the_policy_inside():
     groups = np.arange(N) % 4
-    policy = p.WithinGroups(p.UpperConfidenceBound(0.5, every=1), groups)
+    policy = p.WithinGroups(p.UCB(0.5, every=1), groups)
     memory = memory_of(policy)
     policy.remember(memory, np.arange(N), losses(), [N], trained=True)
-    chosen = kept(policy.select_from(memory, losses(), None, 1, rng()))
+    chosen = kept(ask(policy, losses(), 1, rng(), memory=memory))
     for group in range(4):
         members = [i for i in range(N) if groups[i] == group]
         top = sorted(members, key=lambda i: -losses()[i])[: int(0.5 * len(members) + 0.5)]
@@ -558,24 +521,10 @@ def test_groups_keep_the_memory_of_the_policy_inside():
 
 def test_capped_weights():
     policy = p.CappedWeights(p.MeanThreshold(0.75), 2.5)
-    plain = weights(p.MeanThreshold(0.75).select(losses(), 1, rng()))
-    capped = weights(policy.select_from({}, losses(), None, 1, rng()))
+    plain = weights(ask(p.MeanThreshold(0.75), losses(), 1, rng()))
+    capped = weights(ask(policy, losses(), 1, rng()))
     np.testing.assert_array_equal(capped, [min(w, 2.5) for w in plain])
     assert plain.max() > 3.5
-
-
-def test_a_protected_tail_is_never_weighted_up():
-    policy = p.ProtectedTail(p.RandomSubset(0.5), tail=0.25, ema=0.5)
-    memory = memory_of(policy)
-    history = [losses(seed) for seed in range(4)]
-    for values in history:
-        policy.remember(memory, np.arange(N), values, [N], trained=True)
-    means = [naive_bandit([float(values[i]) for values in history], 0.5)[0] for i in range(N)]
-    tail = set(hardest_first(means)[:15])
-    plain = weights(p.RandomSubset(0.5).select(history[-1], 4, rng()))
-    got = weights(policy.select_from(memory, history[-1], None, 4, rng()))
-    np.testing.assert_allclose(got, [min(w, 1.0) if i in tail else w for i, w in enumerate(plain)])
-    assert (got < plain).any()
 
 
 def test_a_fixed_subset_is_always_the_same():
@@ -583,7 +532,7 @@ def test_a_fixed_subset_is_always_the_same():
     expected = np.zeros(N)
     expected[[7, 3, 20]] = 0.5, 1.0, 2.0
     for epoch in range(3):
-        np.testing.assert_array_equal(weights(policy.select(losses(), epoch, rng())), expected)
+        np.testing.assert_array_equal(weights(ask(policy, losses(), epoch, rng())), expected)
 
 
 # ------------------------------------------------------------------ in-batch
@@ -620,81 +569,10 @@ def test_evolved_sampling():
     memory = {"s": s.copy()}
     weight = [0.2 * float(a) + 0.8 * float(b) for a, b in zip(s, scores, strict=True)]
     drawn = rng(5).choice(32, size=8, replace=False, p=np.array(weight) / sum(weight))
-    choice = p.EvolvedSampling(0.2, 0.9).select_batch(scores, memory, 8, rng(5))
+    choice = p.ES(0.2, 0.9).select_batch(scores, memory, 8, rng(5))
     assert choice.positions.tolist() == sorted(drawn.tolist())
     expected = [0.9 * a + 0.1 * b for a, b in zip(s, scores, strict=True)]
     np.testing.assert_allclose(memory["s"], expected, rtol=1e-5)
-
-
-# ------------------------------------------------------------------ the length of the run
-
-
-@dataclass(frozen=True)
-class Rising(p.MeanThreshold):
-    num_epochs: int | None = None
-
-
-class Plain:
-    """No dataclass, and with a policy inside."""
-
-    def __init__(self, policy=None, num_epochs=None):
-        self.policy, self.num_epochs, self.calls = policy, num_epochs, []
-
-    def select(self, scores, epoch, rng):
-        self.calls.append(epoch)
-        return p.Selection.full(len(scores))
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda number: p.Kakurenbo(0.2, 0.6, number),
-        lambda number: Rising(0.3, number),
-        lambda number: p.CappedWeights(Rising(0.3, number), 2.0),
-        lambda number: p.ProtectedTail(p.AgedScores(p.Kakurenbo(num_epochs=number), 3.0), 0.2, 0.8),
-    ],
-)
-def test_a_policy_learns_the_length_of_the_run_wherever_it_stands(build):
-    left_open = build(None)
-    before = repr(left_open)
-    assert repr(for_run(left_open, 12)) == repr(build(12))
-    assert repr(left_open) == before
-    given = build(12)
-    assert for_run(given, 12) is given
-
-
-def test_groups_stay_where_a_policy_within_them_learns_the_length_of_the_run():
-    policy = for_run(p.WithinGroups(p.Kakurenbo(), np.arange(N) % 7), 7)
-    expected = p.WithinGroups(p.Kakurenbo(num_epochs=7), np.arange(N) % 7)
-    assert repr(policy) == repr(expected)
-    assert policy.min_keep(N) == expected.min_keep(N)
-    selections = [each.select_from({}, losses(), None, 6, rng()) for each in (policy, expected)]
-    np.testing.assert_array_equal(*map(weights, selections))
-
-
-def test_a_policy_that_is_no_dataclass_learns_it_in_a_copy():
-    policy = Plain(p.Kakurenbo())
-    bound = for_run(policy, 9)
-    assert (policy.num_epochs, policy.policy.num_epochs) == (None, None)
-    assert (bound.num_epochs, bound.policy.num_epochs) == (9, 9)
-    assert type(bound) is Plain
-
-
-@pytest.mark.parametrize(
-    "policy", [p.MeanThreshold(), p.WithinGroups(p.ProportionalSampling(), [0] * 4), p.FullData()]
-)
-def test_a_policy_that_does_not_ask_for_the_length_of_the_run_is_left_as_it_is(policy):
-    assert for_run(policy, 9) is policy
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [p.Kakurenbo(num_epochs=100), p.AgedScores(p.Kakurenbo(num_epochs=100)), Plain(None, 100)],
-    ids=["alone", "inside another", "no dataclass"],
-)
-def test_a_policy_for_a_run_of_another_length_is_refused(policy):
-    with pytest.raises(ValueError, match=r"num_epochs=200, but .* was made for 100; leave num_ep"):
-        for_run(policy, 200)
 
 
 # ------------------------------------------------------------------ settings
@@ -705,30 +583,28 @@ def test_a_policy_for_a_run_of_another_length_is_refused(policy):
     [
         (lambda: p.BudgetThreshold(max_weight=1.0), "max_weight must be a finite number above 1"),
         (lambda: p.BudgetThreshold(max_weight="4"), "max_weight must be a number"),
-        (lambda: p.UpperConfidenceBound(1.5), "keep_ratio must be in"),
-        (lambda: p.UpperConfidenceBound(c=-1), "c must be a finite number at least 0"),
-        (lambda: p.UpperConfidenceBound(every=0), "every must be at least 1"),
+        (lambda: p.UCB(1.5), "keep_ratio must be in"),
+        (lambda: p.UCB(c=-1), "c must be a finite number at least 0"),
+        (lambda: p.UCB(every=0), "every must be at least 1"),
         (lambda: p.EpsilonGreedy(epsilon=2), "epsilon must be in"),
         (lambda: p.Kakurenbo(max_fraction=1.0), "max_fraction must be in"),
-        (lambda: p.SlidingWindow(groups=0), "groups must be at least 1"),
-        (lambda: p.OrderedSubset(pool_ratio=0.0), "pool_ratio must be above 0"),
-        (lambda: p.LocalWindow(1.0), "drop_probability must be in"),
+        (lambda: p.SeTa(groups=0), "groups must be at least 1"),
+        (lambda: p.OrderDP(pool_ratio=0.0), "pool_ratio must be above 0"),
+        (lambda: p.RePB(1.0), "drop_probability must be in"),
         (lambda: p.ProportionalSampling("odds"), "bound must be one of"),
         (lambda: p.ProportionalSampling(power=-1), "power must be"),
         (lambda: p.ProportionalSampling(floor=0), "floor must be above 0"),
         (lambda: p.ProportionalSampling(exponent=2), "exponent must be in"),
         (lambda: p.ProportionalSampling(ceiling=0), "ceiling must be"),
-        (lambda: p.AgedScores(p.BudgetThreshold(), 0.0), "half_life must be"),
-        (lambda: p.EarlyStopping(-1e-3), "tolerance must be a finite number at least 0"),
+        (lambda: p.IES(-1e-3), "tolerance must be a finite number at least 0"),
         (lambda: p.FixedSubset(np.array([1, 1])), "distinct"),
         (lambda: p.FixedSubset(np.array([0.5])), "1-D array"),
         (lambda: p.FixedSubset(np.array([1]), np.array([0.0])), "positive"),
         (lambda: p.WithinGroups(p.MeanThreshold(), np.array([0.5])), "one integer per sample"),
         (lambda: p.CappedWeights(p.MeanThreshold(), 0.5), "max_weight must be"),
-        (lambda: p.ProtectedTail(p.MeanThreshold(), tail=3), "tail must be in"),
         (lambda: p.ImportanceSampling(uniform=2), "uniform must be in"),
-        (lambda: p.EvolvedSampling(beta1=2), "beta1 must be in"),
-        (lambda: p.RepeatedRandomSampling(2), "keep_ratio must be in"),
+        (lambda: p.ES(beta1=2), "beta1 must be in"),
+        (lambda: p.RS2(2), "keep_ratio must be in"),
     ],
 )
 def test_settings_outside_their_range_are_refused(build, message):
@@ -738,4 +614,4 @@ def test_settings_outside_their_range_are_refused(build, message):
 
 def test_a_fixed_subset_outside_the_data_set_is_refused():
     with pytest.raises(ValueError, match="index 99"):
-        p.FixedSubset(np.array([99])).select(losses(), 0, rng())
+        ask(p.FixedSubset(np.array([99])), losses(), 0, rng())

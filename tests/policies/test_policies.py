@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.policies.support import ask
 from torch.utils.data import DataLoader
 
 from infobatch import DataPruner, InfoBatch
@@ -44,7 +45,7 @@ score_arrays = st.lists(
 
 def select(policy, scores, seed=0, epoch=3):
     """The weights (N,) that a policy gives in one epoch; 0 where it prunes."""
-    selection = policy.select(scores, epoch, selection_rng(seed, epoch))
+    selection = ask(policy, scores, epoch, selection_rng(seed, epoch))
     assert len(selection) == len(scores)
     return selection.weights_of(np.arange(len(scores)))
 
@@ -126,8 +127,8 @@ def test_samples_without_a_usable_score_are_kept_with_weight_one(policy, scores,
 @given(scores=score_arrays, seed=st.integers(0, 1000))
 def test_samples_without_a_usable_score_do_not_move_the_thresholds(policy, scores, seed):
     known = scores[np.isfinite(scores)]
-    alone = policy.select(known, 1, selection_rng(seed, 1)) if len(known) else Selection.full(1)
-    mixed = policy.select(scores, 1, selection_rng(seed, 1))
+    alone = ask(policy, known, 1, selection_rng(seed, 1)) if len(known) else Selection.full(1)
+    mixed = ask(policy, scores, 1, selection_rng(seed, 1))
     assert mixed.threshold == alone.threshold or math.isnan(mixed.threshold + alone.threshold)
     pruned = [
         np.count_nonzero(selection.weights_of(np.arange(len(selection))) == 0)
@@ -179,7 +180,7 @@ def test_a_float32_mean_as_the_reference_takes_it_would_prune_half_of_equal_scor
 @by_score
 @given(scores=score_arrays, seed=st.integers(0, 1000))
 def test_only_samples_strictly_below_the_threshold_are_pruned(policy, scores, seed):
-    selection = policy.select(scores, 1, selection_rng(seed, 1))
+    selection = ask(policy, scores, 1, selection_rng(seed, 1))
     weights = selection.weights_of(np.arange(len(scores)))
     pruned = scores[weights == 0].astype(np.float64)
     assert (pruned < selection.threshold).all()
@@ -215,7 +216,7 @@ def test_of_m_samples_below_the_mean_the_nearest_number_is_kept(scores, prune_ra
 
 
 def test_a_prune_ratio_of_zero_is_the_full_data():
-    selection = MeanThreshold(0.0).select(losses(50), 1, selection_rng(0, 1))
+    selection = ask(MeanThreshold(0.0), losses(50), 1, selection_rng(0, 1))
     assert selection.is_full
 
 
@@ -257,7 +258,7 @@ def test_what_lies_above_the_last_quantile_is_kept_whole():
 def test_a_single_range_up_to_1_thins_all_known_samples():
     scores = np.arange(100, dtype=np.float32)
     scores[0] = np.nan
-    selection = QuantileThresholds(((1.0, 0.25),)).select(scores, 1, selection_rng(0, 1))
+    selection = ask(QuantileThresholds(((1.0, 0.25),)), scores, 1, selection_rng(0, 1))
     weights = selection.weights_of(np.arange(100))
     assert weights[0] == 1.0
     assert np.unique(weights[1:]).tolist() == [0.0, 99 / 25]
@@ -435,15 +436,15 @@ def test_a_selection_that_makes_no_sense_is_refused(arguments, message):
 
 
 @dataclass(frozen=True)
-class ByLoss:
+class ByLoss(Policy):
     """Keeps a sample with a probability that rises with its loss, and weighs it by the inverse."""
 
     floor: float = 0.2
 
-    def select(self, scores, epoch, rng):
-        known = np.nan_to_num(scores, nan=np.inf)
+    def select(self, request):
+        known = np.nan_to_num(request.scores, nan=np.inf)
         chance = np.clip(known / 2.0, self.floor, 1.0)
-        return Selection(np.where(rng.random(len(scores)) < chance, 1.0 / chance, 0.0))
+        return Selection(np.where(request.rng.random(len(request)) < chance, 1.0 / chance, 0.0))
 
 
 def run(policy, num_epochs=3):
@@ -467,7 +468,7 @@ def test_a_policy_of_one_s_own_with_a_weight_per_sample_works():
     assert pruner.epoch == 3
     assert pruner.history[0].kept == 40
     for epoch in (1, 2):
-        selection = ByLoss().select(table.numpy(), epoch, selection_rng(4, epoch))
+        selection = ask(ByLoss(), table.numpy(), epoch, selection_rng(4, epoch))
         weights = torch.from_numpy(selection.weights_of(np.arange(40)))
         mine = [(samples, loss) for number, samples, loss in steps if number == epoch]
         trained = torch.cat([samples for samples, _ in mine])
@@ -478,22 +479,22 @@ def test_a_policy_of_one_s_own_with_a_weight_per_sample_works():
 
 
 def test_a_policy_cannot_write_to_the_scores():
-    class Scribbler:
-        def select(self, scores, epoch, rng):
-            scores[:] = 0.0
-            return Selection.full(len(scores))
+    class Scribbler(Policy):
+        def select(self, request):
+            request.scores[:] = 0.0
+            return Selection.full(len(request))
 
     with pytest.raises(ValueError, match="read-only"):
         run(Scribbler())
 
 
-class Returns:
+class Returns(Policy):
     """A policy that returns what it is told to."""
 
     def __init__(self, selection):
         self.selection = selection
 
-    def select(self, scores, epoch, rng):
+    def select(self, request):
         return self.selection
 
 

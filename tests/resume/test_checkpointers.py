@@ -15,7 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import StateError
-from infobatch.policies import PAPER_QUANTILES, Selection
+from infobatch.policies import PAPER_QUANTILES, Policy, Selection
 
 N, EPOCHS, BATCH = 100, 5, 12
 
@@ -25,10 +25,11 @@ pytestmark = [
 ]
 
 
-class Proportional:
+class Proportional(Policy):
     """A weight of its own for each sample."""
 
-    def select(self, scores, epoch, rng):
+    def select(self, request):
+        scores, rng = request.scores, request.rng
         probability = (scores / scores.max()).clip(0.2, 1.0).astype(float)
         return Selection((rng.random(len(scores)) < probability) / probability)
 

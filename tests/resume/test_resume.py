@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from infobatch import DataPruner, InfoBatch
-from infobatch._state.snapshot import _checksum
+from infobatch._state.fields import checksum
 from infobatch.errors import InfoBatchError, NonFiniteLossWarning, StateError
 from infobatch.policies import PAPER_QUANTILES, MeanThreshold, RandomSubset
 
@@ -466,7 +466,7 @@ def damaged(state, path, value):
         place[path[-1]] = value
     if path != ("checksum",):
         with contextlib.suppress(Exception):
-            state["checksum"] = _checksum(state)
+            state["checksum"] = checksum(state)
     return state
 
 
@@ -599,7 +599,7 @@ def as_format_4(state):
     for part in (old["tally"], *old["history"]):
         del part["left_out"]
     old["format"] = 4
-    old["checksum"] = _checksum(old)
+    old["checksum"] = checksum(old)
     return old
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +28,8 @@ class EpochRecord:
             seen.
         threshold: the score below which samples could be pruned; NaN if nothing could, and within
             groups, which have one each.
-        mass_left_out: the part of what bounds the samples' gradients that was left out; NaN where
-            the policy does not say. See `Selection`.
+        mass_left_out: fraction of the total gradient bound carried by pruned samples; NaN where the
+            policy does not say.
         mean_loss: mean of the finite unweighted losses; NaN if none came.
         mean_weight: mean rescale weight over the plan.
         non_finite: samples with a NaN or infinite loss or score.
@@ -82,10 +84,63 @@ class LossTally:
         for batch_sum in sums:
             self.loss_sum += batch_sum
 
+    def record(
+        self,
+        epoch: int,
+        threshold: float,
+        kept: int,
+        total: int,
+        mean_weight: float,
+        mass_left_out: float,
+    ) -> EpochRecord:
+        """The record of an epoch of which these are the sums."""
+        return EpochRecord(
+            epoch=epoch,
+            kept=kept,
+            total=total,
+            trained=self.trained,
+            left_out=max(0, self.left_out),
+            threshold=threshold,
+            mass_left_out=mass_left_out,
+            mean_loss=self.mean_loss,
+            mean_weight=mean_weight,
+            non_finite=self.non_finite,
+        )
+
     @property
     def mean_loss(self) -> float:
         """Mean of the finite losses, NaN if there was none."""
         return self.loss_sum / self.loss_count if self.loss_count else float("nan")
+
+
+def saved_by(history: Sequence[EpochRecord]) -> float:
+    """Fraction of the sample passes of these epochs that were not taken, in [0, 1]."""
+    total = sum(record.total for record in history)
+    return 1.0 - sum(record.trained for record in history) / total if total else 0.0
+
+
+def metrics_of(history: Sequence[EpochRecord]) -> dict[str, float]:
+    """What is logged of the last of these epochs; empty if there is none."""
+    if not history:
+        return {}
+    record = history[-1]
+    values = {
+        "saved_fraction": saved_by(history),
+        "kept_fraction": record.kept / record.total,
+        "mean_weight": record.mean_weight,
+        "threshold": record.threshold,
+    }
+    return {f"infobatch/{name}": v for name, v in values.items() if math.isfinite(v)}
+
+
+def summary_of(history: Sequence[EpochRecord], num_epochs: int) -> str:
+    """One line: what these epochs of a run have saved."""
+    trained = sum(record.trained for record in history)
+    total = sum(record.total for record in history)
+    return (
+        f"{saved_by(history):.1%} of {total:,} sample passes saved "
+        f"({trained:,} used) in {len(history)} of {num_epochs} epochs"
+    )
 
 
 def _batch_sums(losses: FloatArray, batches: list[int]) -> list[float]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Selection
 from infobatch._core.scores import FloatArray
 
 _BLOCK = 1 << 16  # samples looked at in one go: their masks stay in the cache
@@ -124,13 +123,6 @@ def ascending(scores: FloatArray) -> FloatArray:
 def descending(scores: FloatArray) -> FloatArray:
     """Scores as keys for `lowest` that take the highest first: what is not known comes first."""
     return np.where(np.isfinite(scores), -scores, np.float32(-np.inf))
-
-
-def kept_only(
-    kept: NDArray[np.bool_], weight: float = 1.0, *, threshold: float = float("nan")
-) -> Selection:
-    """A selection of the samples in a mask (N,), each with the same weight."""
-    return Selection(np.array([0.0, weight]), kept.view(np.uint8), threshold)
 
 
 def rounded(part: float, num_samples: int) -> int:

@@ -6,39 +6,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping, Sized
-from typing import Any, Generic, SupportsIndex, TypeVar, cast
-
-from torch.utils.data import Dataset
-
-_T = TypeVar("_T")
-
-
-class Setting(Generic[_T]):
-    """An attribute that can be set once: a setting of a run, which must not change while it runs.
-
-        class Run:
-            num_epochs = Setting[int]()
-
-    Raises:
-        AttributeError: it is set a second time.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: type) -> _T:
-        if instance is None:
-            raise AttributeError(self._name)
-        return cast(_T, instance.__dict__[self._name])
-
-    def __set__(self, instance: Any, value: _T) -> None:
-        if self._name in instance.__dict__:
-            raise AttributeError(
-                f"{self._name} is a setting of the run and cannot be changed after the pruner is "
-                "built; build a new pruner, and load_state_dict to go on with a run of the same "
-                "settings"
-            )
-        instance.__dict__[self._name] = value
+from typing import SupportsIndex
 
 
 def check_fraction(name: str, value: object, *, below_one: bool = False) -> float:
@@ -143,6 +111,6 @@ def _instead_of(dataset: object) -> str | None:
             "list(samples)"
         )
     is_loader = hasattr(dataset, "dataset") and hasattr(dataset, "sampler")  # torch's, or like it
-    if is_loader and not isinstance(dataset, Dataset):
+    if is_loader and not hasattr(dataset, "__getitem__"):
         return ", which counts batches; pass loader.dataset"
     return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Selection
+from infobatch._core.selection import Selection
 from infobatch._core.thinning import thin_to
 
 

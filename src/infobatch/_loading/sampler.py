@@ -11,7 +11,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from infobatch._loading.ledger import ReadAhead
 from infobatch._loading.loader_facts import LoaderFacts
-from infobatch.distributed import World
+from infobatch._ranks.world import World
 from infobatch.errors import StateError
 
 

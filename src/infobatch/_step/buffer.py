@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infobatch._core.plan import Share
 from infobatch._core.scores import FloatArray
+from infobatch._ranks.share import Share
 
 _CPU_CAPACITY = 8192
 _CPU_FLOOR = 4096  # to empty a buffer costs as much as some steps

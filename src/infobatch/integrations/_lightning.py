@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infobatch.errors import EpochError, MisalignedUpdateError, StateError
+from infobatch.integrations.hosts import check_host
 from infobatch.pruner import DataPruner
 from infobatch.schedule import ProgressScheduler, counts_steps
 
@@ -91,12 +92,12 @@ class PruningHooks:
                 "pruned epochs have fewer steps, and the last ones are annealed, so the run must "
                 f"be measured in epochs, got max_steps={trainer.max_steps}; set max_epochs alone"
             )
-        pruner.check_host(num_epochs=trainer.max_epochs)
+        check_host(pruner, num_epochs=trainer.max_epochs)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check that the trainer draws the pruner's share and stands at its epoch."""
         ranks = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
-        self.pruner.check_host(place=(ranks["rank"], ranks["num_replicas"]) if ranks else (0, 1))
+        check_host(self.pruner, place=(ranks["rank"], ranks["num_replicas"]) if ranks else (0, 1))
         self._check_loaders(trainer.fit_loop._combined_loader)
         fetcher = trainer.fit_loop._data_fetcher
         if self.pruner.sampler.is_paused:  # no finder has come

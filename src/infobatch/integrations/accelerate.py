@@ -12,6 +12,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderDispatcher
 from accelerate.scheduler import AcceleratedScheduler
 
 from infobatch.errors import MisalignedUpdateError
+from infobatch.integrations.hosts import check_host
 from infobatch.pruner import DataPruner
 from infobatch.schedule import ProgressScheduler, counts_steps
 
@@ -44,7 +45,7 @@ def prepare(accelerator: Accelerator, pruner: DataPruner, *objects: Any) -> Any:
         DistributedError, StateError: the pruner is for other ranks, or sharded.
         ValueError: a scheduler does not say for how many steps it was built.
     """
-    pruner.check_host()
+    check_host(pruner)
     others = [item for item in objects if not _is_scheduler(item)]
     done = accelerator.prepare(*others)
     prepared = iter([done] if len(others) == 1 else done)
@@ -90,7 +91,7 @@ def keep_shares(loader: Any, pruner: DataPruner) -> None:
         )
     shard = loader.batch_sampler
     is_sharded = isinstance(shard, BatchSamplerShard)
-    pruner.check_host(place=(shard.process_index, shard.num_processes) if is_sharded else (0, 1))
+    check_host(pruner, place=(shard.process_index, shard.num_processes) if is_sharded else (0, 1))
     if is_sharded:
         if shard.split_batches:  # the loader's batch size is that of all processes together
             shard.batch_sampler.batch_size //= shard.num_processes

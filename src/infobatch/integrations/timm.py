@@ -16,8 +16,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from infobatch._core.policy import reads_probability
-from infobatch.integrations.loaders import planned_loader
+from infobatch.integrations.hosts import planned_loader
 from infobatch.pruner import DataPruner
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
@@ -80,7 +79,7 @@ class PrunedLoss(nn.Module):
         """(B, classes) and targets to a scalar; once per batch, and in training only."""
         losses = self.per_sample(output, target)
         scores = None
-        if reads_probability(self.pruner.policy) and isinstance(self.criterion, nn.Module):
+        if self.pruner.policy.reads_probability and isinstance(self.criterion, nn.Module):
             scores = _plain_losses(self.criterion, output.detach(), target)
         return self.pruner.update(losses, scores=scores)
 

@@ -18,11 +18,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from infobatch._core.policy import reads_probability
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
+from infobatch.infobatch import InfoBatch
 from infobatch.integrations._loss_check import Form, LossCheck, nonzero, refusal
 from infobatch.integrations.accelerate import keep_shares
-from infobatch.pruner import DataPruner, InfoBatch
+from infobatch.integrations.hosts import check_host, coming_divisor, coming_weights
+from infobatch.pruner import DataPruner
 from infobatch.schedule import ProgressScheduler, counts_steps
 
 _Base: Any = Trainer if TYPE_CHECKING else object
@@ -127,7 +128,7 @@ class InfoBatchMixin(_Base):
             )
 
     def _check_pruner(self) -> None:
-        self.pruner.check_host(num_epochs=self.args.num_train_epochs)
+        check_host(self.pruner, num_epochs=self.args.num_train_epochs)
         if self.pruner.num_samples != len(self.train_dataset):
             raise ValueError(
                 f"the trainer trains on {len(self.train_dataset)} samples, the pruner was built "
@@ -176,7 +177,7 @@ class InfoBatchMixin(_Base):
                 'only; have the data set or the collator give them as "labels"'
             )
         sizes = [len(batch["labels"]) for batch in batch_samples]
-        weights = self.pruner.coming_weights(sum(sizes)).split(sizes)
+        weights = coming_weights(self.pruner, sum(sizes)).split(sizes)
         counted = [_without_padding(*pair) for pair in zip(batch_samples, weights, strict=True)]
         items = super()._get_num_items_in_batch(counted, device)
         return items.clamp(min=1) if isinstance(items, Tensor) else items
@@ -368,8 +369,8 @@ class InfoBatchMixin(_Base):
 
     def _correction(self, stock: Tensor, outputs: Any, labels: Tensor, items: Any) -> Tensor:
         """sum_i (w_i - 1) * l_i, divided as the stock loss is; 0 where all weights are 1."""
-        weights = self.pruner.coming_weights(len(labels))
-        divisor = self.pruner.coming_divisor(len(labels))
+        weights = coming_weights(self.pruner, len(labels))
+        divisor = coming_divisor(self.pruner, len(labels))
         is_plain = divisor == len(labels) and bool((weights == 1).all())
         with torch.set_grad_enabled(not is_plain):
             form, sums, counts = self._explained(stock, outputs, labels, items)
@@ -461,7 +462,7 @@ class InfoBatchMixin(_Base):
         None if the losses are that already, or if the policy does not.
         """
         differ = self.label_smoother is not None or self._is_dft
-        if not (differ and reads_probability(self.pruner.policy)):
+        if not (differ and self.pruner.policy.reads_probability):
             return None
         self._plain = True
         try:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch import BatchPruner, DataPruner
+from infobatch._core.budget import RatioSchedule, pruned_epochs
 from infobatch.lab.coresets import Coreset
 from infobatch.lab.errors import LabError
-from infobatch.policies import AnyPolicy
-from infobatch.schedule import RatioSchedule, pruned_epochs
+from infobatch.policies import Policy
 
 WARMUP_EPOCHS = 1
 FORWARD_COST = 1 / 3
@@ -136,9 +136,8 @@ class Arm:
         name: what `--arms` takes.
         description: one line for people.
         start: how one run goes.
-        cost: "own": spends what it likes, whatever `--cost` says; "told": spends what it is told,
-            and without `--cost` what the `infobatch` run of the same seed has spent; "either":
-            its own without `--cost`.
+        cost: "told": matches `--cost`, else the `infobatch` run of the same seed; "own": ignores
+            `--cost`; "either": matches `--cost` where it is given.
         family: a name that `--arms` takes for several arms.
         settings: what may be written behind the name, as in `name+power=0.5+floor=0.2`, and what
             holds else: keyword arguments of `start`, numbers or words.
@@ -173,7 +172,7 @@ class Arm:
 
 def exact_run(
     context: ArmContext,
-    policy: AnyPolicy,
+    policy: Policy,
     name: str,
     *,
     delta: float | None = None,

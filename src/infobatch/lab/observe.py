@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infobatch._core.budget import pruned_epochs
 from infobatch._core.plan import EpochPlan
 from infobatch.lab.data import TaskData
 from infobatch.lab.results import Histogram, Observations, PrunedSample
-from infobatch.schedule import pruned_epochs
 
 _BINS = 40
 _SNAPSHOTS = 4

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from infobatch.distributed import Ranks
+from infobatch._ranks.world import Ranks
 from infobatch.lab.errors import LabError
 
 T = TypeVar("T")

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from infobatch._core.policy import reads_probability
 from infobatch.errors import IndistinctScoresWarning
 from infobatch.lab import ranks
 from infobatch.lab.arm import ArmRun, InBatch
@@ -191,7 +190,7 @@ class TrainingRun:
         losses = self.task.loss(outputs, targets, smoothing)
         if self.task.rank is not None:
             return losses, self.task.rank(outputs, targets).detach()
-        if smoothing and reads_probability(self.pruner.policy):
+        if smoothing and self.pruner.policy.reads_probability:
             with torch.no_grad():
                 return losses, self.task.loss(outputs, targets, 0.0)
         return losses, None

@@ -1,27 +1,16 @@
 """Which samples to keep, and with what weight: one file per method.
 
-A policy is a pure function of (scores, epoch, rng) that returns a `Selection`. It knows nothing
-of loaders, devices or epoch plans, so a new method is one short file. What more a policy may be:
-`ExactPolicy` (it can be told how many to keep), `MemoryPolicy` (it remembers more of a sample
-than its last score), `ShardedPolicy` (it works where each rank has the scores of its own samples).
-`BatchPolicy` is for methods that choose within a batch, after a forward pass.
+A policy has one method, `select(request) -> Selection`: from the scores, and with `budget=` the
+number to keep, to a weight for each sample. It knows nothing of loaders, devices or ranks, so a
+new method is one short file. `BatchPolicy` is for methods that choose within a batch, after a
+forward pass. The paper's own rules are in `infobatch.policies.infobatch`, other published methods
+in `infobatch.policies.rivals`.
 """
 
-from infobatch._core.policy import (
-    AnyPolicy,
-    ExactPolicy,
-    Memory,
-    MemoryPolicy,
-    Policy,
-    Remembering,
-    Selection,
-    ShardedPolicy,
-    is_exact,
-    is_native,
-)
-from infobatch._core.thinning import occurrences, thin, thin_to
-from infobatch.policies.aged import AgedScores
-from infobatch.policies.caps import CappedWeights, ProtectedTail
+from infobatch._core.policy import Policy, Request
+from infobatch._core.selection import Selection
+from infobatch.policies.batch import BatchPolicy, BatchSelection
+from infobatch.policies.caps import CappedWeights
 from infobatch.policies.fixed import FixedSubset
 from infobatch.policies.full import FullData
 from infobatch.policies.groups import WithinGroups
@@ -33,59 +22,43 @@ from infobatch.policies.infobatch import (
 )
 from infobatch.policies.proportional import ProportionalSampling
 from infobatch.policies.random import RandomSubset
-from infobatch.policies.rivals.batch import (
-    BatchPolicy,
-    BatchSelection,
-    EvolvedSampling,
-    ImportanceSampling,
-    SelectiveBackprop,
-)
 from infobatch.policies.rivals.epsilon_greedy import EpsilonGreedy
-from infobatch.policies.rivals.ies import EarlyStopping
+from infobatch.policies.rivals.es import ES
+from infobatch.policies.rivals.ies import IES
+from infobatch.policies.rivals.importance_sampling import ImportanceSampling
 from infobatch.policies.rivals.kakurenbo import Kakurenbo
-from infobatch.policies.rivals.orderdp import OrderedSubset
-from infobatch.policies.rivals.repb import LocalWindow
-from infobatch.policies.rivals.rs2 import RepeatedRandomSampling
-from infobatch.policies.rivals.seta import SlidingWindow
-from infobatch.policies.rivals.ucb import UpperConfidenceBound
+from infobatch.policies.rivals.orderdp import OrderDP
+from infobatch.policies.rivals.repb import RePB
+from infobatch.policies.rivals.rs2 import RS2
+from infobatch.policies.rivals.selective_backprop import SelectiveBackprop
+from infobatch.policies.rivals.seta import SeTa
+from infobatch.policies.rivals.ucb import UCB
 
 __all__ = [
+    "ES",
+    "IES",
     "PAPER_QUANTILES",
-    "AgedScores",
-    "AnyPolicy",
+    "RS2",
+    "UCB",
     "BatchPolicy",
     "BatchSelection",
     "BudgetThreshold",
     "CappedWeights",
-    "EarlyStopping",
     "EpsilonGreedy",
-    "EvolvedSampling",
-    "ExactPolicy",
     "FixedSubset",
     "FullData",
     "ImportanceSampling",
     "Kakurenbo",
-    "LocalWindow",
     "MeanThreshold",
-    "Memory",
-    "MemoryPolicy",
-    "OrderedSubset",
+    "OrderDP",
     "Policy",
     "ProportionalSampling",
-    "ProtectedTail",
     "QuantileThresholds",
     "RandomSubset",
-    "Remembering",
-    "RepeatedRandomSampling",
+    "RePB",
+    "Request",
+    "SeTa",
     "Selection",
     "SelectiveBackprop",
-    "ShardedPolicy",
-    "SlidingWindow",
-    "UpperConfidenceBound",
     "WithinGroups",
-    "is_exact",
-    "is_native",
-    "occurrences",
-    "thin",
-    "thin_to",
 ]

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Selection
-from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import kept_only
+from infobatch._core.policy import Policy, Request
+from infobatch._core.selection import Selection
 
 
 @dataclass(frozen=True, eq=False)
-class FixedSubset:
+class FixedSubset(Policy):
     """Keep the same samples, chosen beforehand, in every epoch; weight 1 or one's own.
 
     Use it with `warmup_epochs=0, delta=1.0`. See `infobatch.lab.coresets` for ways to choose.
@@ -28,6 +27,8 @@ class FixedSubset:
     indices: NDArray[np.integer] = field(repr=False)
     weights: NDArray[np.floating] | None = field(default=None, repr=False)
     digest: int = field(init=False)
+
+    takes_budget = False
 
     def __post_init__(self) -> None:
         indices = np.asarray(self.indices)
@@ -48,16 +49,16 @@ class FixedSubset:
         object.__setattr__(self, "weights", None if self.weights is None else weights)
         object.__setattr__(self, "digest", digest)
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Select the subset."""
-        if self.indices.max() >= len(scores):
+        if self.indices.max() >= len(request):
             raise ValueError(
-                f"the subset has index {self.indices.max()}, the data set {len(scores)} samples"
+                f"the subset has index {self.indices.max()}, the data set {len(request)} samples"
             )
-        kept = np.zeros(len(scores), dtype=bool)
-        kept[self.indices] = True
         if self.weights is None:
-            return kept_only(kept)
-        weights = np.zeros(len(scores))
+            kept = np.zeros(len(request), dtype=bool)
+            kept[self.indices] = True
+            return Selection.of(kept)
+        weights = np.zeros(len(request))
         weights[self.indices] = self.weights
         return Selection(weights)

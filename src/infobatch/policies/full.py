@@ -5,15 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from infobatch._core.policy import IgnoresScores, Selection
+from infobatch._core.policy import Policy, Request
 from infobatch._core.scores import FloatArray
+from infobatch._core.selection import Selection
 
 
 @dataclass(frozen=True)
-class FullData(IgnoresScores):
+class FullData(Policy):
     """Keep every sample in every epoch, weight 1: plain shuffled training."""
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+    takes_budget = False
+
+    def select(self, request: Request) -> Selection:
         """Select all samples."""
-        return Selection.full(len(scores))
+        return Selection.full(len(request))
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """It looks at no scores."""
+        return np.empty(0)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from infobatch._core.policy import Memory, Selection, selection_of
-from infobatch._core.scores import FloatArray
+from infobatch._core.policy import Request
+from infobatch._core.selection import Selection
 from infobatch.policies.wrapper import Wrapper
 
 
@@ -55,27 +55,20 @@ class WithinGroups(Wrapper):
         """The sum of what each group has to keep."""
         return min(int(self._least.sum()), num_samples)
 
-    def select_from(
-        self,
-        memory: Memory,
-        scores: FloatArray,
-        keep: int | None,
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Ask the policy once for each group."""
         keeps: list[int | None] = [None] * len(self._sizes)
-        if keep is not None:
-            keeps = shares(keep, self._sizes, self._least).tolist()
-        weights, left_out = np.zeros(len(scores)), 0.0
-        for rows, group_keep in zip(self._members, keeps, strict=True):
-            part: dict[str, FloatArray] = {name: values[rows] for name, values in memory.items()}
-            selection = selection_of(self.policy, part, scores[rows], group_keep, epoch, rng)
+        if request.keep is not None:
+            keeps = shares(request.keep, self._sizes, self._least).tolist()
+        weights, left_out = np.zeros(len(request)), 0.0
+        for rows, keep in zip(self._members, keeps, strict=True):
+            group = request.of_group(rows, keep)
+            selection = self.policy.select(group)
             weights[rows] = selection.weights_of(np.arange(len(rows)))
             left_out += selection.mass_left_out * len(rows)
-            for name, values in part.items():
-                memory[name][rows] = values
-        return Selection(weights, mass_left_out=left_out / len(scores))
+            for name, values in group.memory.items():
+                request.memory[name][rows] = values
+        return Selection(weights, mass_left_out=left_out / len(request))
 
 
 def has_groups(policy: object) -> bool:

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Selection
+from infobatch._core.histogram import histogram, histogram_quantiles
+from infobatch._core.policy import Policy, Request
 from infobatch._core.scores import (
     FloatArray,
     below,
     finite_quantiles,
     finite_sum,
-    histogram,
-    histogram_quantiles,
 )
+from infobatch._core.selection import Selection
 from infobatch._core.thinning import ascending, lowest, thin, thin_to
 from infobatch._core.validation import check_at_least, check_fraction
 from infobatch.errors import PolicyError
@@ -36,7 +36,7 @@ PAPER_QUANTILES: Quantiles = ((0.20, 0.25), (0.85, 0.50), (1.00, 1.00))
 
 
 @dataclass(frozen=True)
-class MeanThreshold:
+class MeanThreshold(Policy):
     """Prune the samples whose score is below the mean with probability r.
 
     With threshold m = mean of the known scores, a sample with score < m is kept with probability
@@ -57,34 +57,27 @@ class MeanThreshold:
         prune_ratio = check_fraction("prune_ratio", self.prune_ratio, below_one=True)
         object.__setattr__(self, "prune_ratio", prune_ratio)  # 0 and 0.0 are one setting
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+    takes_budget = False
+
+    def select(self, request: Request) -> Selection:
         """Thin the samples strictly below the mean score."""
-        return self.select_with(scores, self.summarise(scores), epoch, rng)
+        scores, summary = request.scores, request.summary
+        total, count = finite_sum(scores) if summary is None else summary.tolist()
+        threshold = total / count if count else float("nan")
+        if self.prune_ratio == 0.0 or np.isnan(threshold):
+            return Selection.full(len(scores))
+        easy = below(scores, threshold)
+        dropped, weight = thin(easy, 1.0 - self.prune_ratio, request.rng)
+        level = easy.view(np.uint8) + dropped.view(np.uint8)  # 0 hard, 1 easy, 2 easy and dropped
+        return Selection(np.array([1.0, weight, 0.0]), level, threshold)
 
     def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
         """Sum and number of the finite scores."""
         return np.array(finite_sum(scores))
 
-    def select_with(
-        self,
-        scores: FloatArray,
-        summary: NDArray[np.float64],
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
-        """Thin the samples strictly below the mean that the summary gives."""
-        total, count = summary.tolist()
-        threshold = total / count if count else float("nan")
-        if self.prune_ratio == 0.0 or np.isnan(threshold):
-            return Selection.full(len(scores))
-        easy = below(scores, threshold)
-        dropped, weight = thin(easy, 1.0 - self.prune_ratio, rng)
-        level = easy.view(np.uint8) + dropped.view(np.uint8)  # 0 hard, 1 easy, 2 easy and dropped
-        return Selection(np.array([1.0, weight, 0.0]), level, threshold)
-
 
 @dataclass(frozen=True)
-class BudgetThreshold:
+class BudgetThreshold(Policy):
     """InfoBatch that keeps a given number of samples.
 
     The pool is what lies below the mean score, as in `MeanThreshold`; the prune probability is
@@ -108,10 +101,11 @@ class BudgetThreshold:
         max_weight = check_at_least("max_weight", self.max_weight, 1.0, inclusive=False)
         object.__setattr__(self, "max_weight", max_weight)
 
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
+    needs_budget = True
+
+    def select(self, request: Request) -> Selection:
         """Thin the samples below the mean, or below a higher threshold, to meet `keep`."""
+        scores, keep, rng = request.scores, request.kept_by_budget, request.rng
         num_samples = len(scores)
         drop = num_samples - keep
         if drop == 0:
@@ -135,7 +129,7 @@ class BudgetThreshold:
 
 
 @dataclass(frozen=True)
-class QuantileThresholds:
+class QuantileThresholds(Policy):
     """A keep ratio for each range of the score distribution: the multi-level variant.
 
     In the range with keep ratio q a sample is kept with probability q and weight 1 / q, so
@@ -153,14 +147,25 @@ class QuantileThresholds:
     def __post_init__(self) -> None:
         object.__setattr__(self, "quantiles", normalise_quantiles(self.quantiles))
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
-        """Thin each score range by its own ratio."""
-        return self._thin(scores, finite_quantiles(scores, self._bounds), rng)
+    def select(self, request: Request) -> Selection:
+        """Thin each score range by its own ratio, or by one that meets `keep`."""
+        scores = request.scores
+        if request.keep is not None:
+            return self._thin_to(scores, request.keep, request.rng)
+        if request.summary is None:
+            return self._thin(scores, finite_quantiles(scores, self._bounds), request.rng)
+        return self._thin(scores, histogram_quantiles(request.summary, self._bounds), request.rng)
 
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
-        """Thin each score range by its own ratio, all prune ratios scaled alike to meet `keep`.
+    def min_keep(self, num_samples: int) -> int:
+        """One of each range."""
+        return min(num_samples, len(self.quantiles) + 1)
+
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """Histogram of the finite scores; its quantiles are exact to a 128th of their value."""
+        return histogram(scores)
+
+    def _thin_to(self, scores: FloatArray, keep: int, rng: np.random.Generator) -> Selection:
+        """Scale all prune ratios alike to meet `keep`.
 
         Where that is not enough, because some range would be dropped whole, the other ranges give
         more. Ties at a range's edge belong to the range above it, as without a budget.
@@ -188,24 +193,6 @@ class QuantileThresholds:
         pruning = [bound for bound, drop in zip(bounds, drops, strict=True) if drop]
         threshold = max(pruning)
         return Selection(np.array(table), level, threshold if threshold < np.inf else np.nan)
-
-    def min_keep(self, num_samples: int) -> int:
-        """One of each range."""
-        return min(num_samples, len(self.quantiles) + 1)
-
-    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
-        """Histogram of the finite scores; see `infobatch._core.scores.histogram` for its error."""
-        return histogram(scores)
-
-    def select_with(
-        self,
-        scores: FloatArray,
-        summary: NDArray[np.float64],
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
-        """Thin each score range, between quantiles read off the histogram."""
-        return self._thin(scores, histogram_quantiles(summary, self._bounds), rng)
 
     @property
     def _bounds(self) -> list[float]:

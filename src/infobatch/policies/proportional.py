@@ -13,8 +13,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Selection
-from infobatch._core.scores import NUM_BINS, FloatArray, bin_end, bin_middles, bins_of, histogram
+from infobatch._core.histogram import NUM_BINS, bin_end, bin_middles, bins_of, histogram
+from infobatch._core.policy import Policy, Request
+from infobatch._core.selection import Selection
 from infobatch._core.validation import check_at_least, check_fraction
 
 Bound = Literal["probability", "loss", "root"]
@@ -38,7 +39,7 @@ _GRAIN = 1 << 20  # borders are sums, and exact to so small a part of a sample
 
 
 @dataclass(frozen=True)
-class ProportionalSampling:
+class ProportionalSampling(Policy):
     """Leave out what is learned: what `DataPruner(budget=...)` runs.
 
     A sample is kept with probability p = clip(c * min(bound, ceiling)**power, floor, 1) and weighs
@@ -92,15 +93,16 @@ class ProportionalSampling:
             ceiling = check_at_least("ceiling", self.ceiling, 0.0, inclusive=False)
             object.__setattr__(self, "ceiling", ceiling)
 
+    needs_budget = True
+
     @property
     def reads_probability(self) -> bool:
         """Whether scores have to be cross-entropies without label smoothing."""
         return self.bound == "probability"
 
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Keep each level's expected number, a random part of it."""
+        scores, keep, rng = request.scores, request.kept_by_budget, request.rng
         num_samples = len(scores)
         if keep == num_samples:
             return Selection.full(num_samples)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from infobatch._core.policy import IgnoresScores, Selection
+from infobatch._core.policy import Policy, Request
 from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import kept_only, thin, thin_to
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import thin, thin_to
 from infobatch._core.validation import check_fraction
 
 
 @dataclass(frozen=True)
-class RandomSubset(IgnoresScores):
+class RandomSubset(Policy):
     """Drop a uniformly random part of the data, whatever the scores.
 
     The control "Random*" of Qin et al. 2024 (arXiv 2303.04947, table 1 and the ablation): with
@@ -32,20 +34,15 @@ class RandomSubset(IgnoresScores):
         prune_ratio = check_fraction("prune_ratio", self.prune_ratio, below_one=True)
         object.__setattr__(self, "prune_ratio", prune_ratio)  # 0 and 0.0 are one setting
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Select a fresh random subset of all samples."""
-        pool = np.ones(len(scores), dtype=bool)
-        dropped, weight = thin(pool, 1.0 - self.prune_ratio, rng)
-        table = np.array([weight if self.rescale else 1.0, 0.0])
-        return Selection(table, dropped.view(np.uint8))
+        everything = np.ones(len(request), dtype=bool)
+        if request.keep is None:
+            dropped, weight = thin(everything, 1.0 - self.prune_ratio, request.rng)
+        else:
+            dropped, weight = thin_to(everything, request.keep, request.rng)
+        return Selection.of(~dropped, weight if self.rescale else 1.0)
 
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
-        """Select a fresh random subset of that size."""
-        dropped, weight = thin_to(np.ones(len(scores), dtype=bool), keep, rng)
-        return kept_only(~dropped, weight if self.rescale else 1.0)
-
-    def min_keep(self, num_samples: int) -> int:
-        """One."""
-        return 1
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """It looks at no scores."""
+        return np.empty(0)

@@ -9,56 +9,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import (
-    AnyPolicy,
-    ExactPolicy,
-    Memory,
-    MemoryPolicy,
-    Selection,
-    is_exact,
-    is_native,
-    reads_probability,
-    selection_of,
-)
+from infobatch._core.policy import Memory, Policy, Request
 from infobatch._core.scores import FloatArray
+from infobatch._core.selection import Selection
 
 
 @dataclass(frozen=True, eq=False)
-class Wrapper:
-    """A `MemoryPolicy` that asks another policy, of any kind, and changes its answer.
+class Wrapper(Policy):
+    """Asks another policy and changes its answer; in all else it is as that policy is.
 
     Attributes:
         policy: the policy that is asked.
     """
 
-    policy: AnyPolicy
+    policy: Policy
+
+    def select(self, request: Request) -> Selection:
+        """The answer of the policy inside."""
+        return self.policy.select(request)
 
     @property
-    def columns(self) -> Mapping[str, float]:
-        """Those of the policy inside."""
-        return self.policy.columns if isinstance(self.policy, MemoryPolicy) else {}
-
-    @property
-    def is_native(self) -> bool:
+    def takes_budget(self) -> bool:
         """As the policy inside."""
-        return is_native(self.policy)
+        return self.policy.takes_budget
 
     @property
-    def is_exact(self) -> bool:
+    def needs_budget(self) -> bool:
         """As the policy inside."""
-        return is_exact(self.policy)
+        return self.policy.needs_budget
 
     @property
     def reads_probability(self) -> bool:
         """As the policy inside."""
-        return reads_probability(self.policy)
+        return self.policy.reads_probability
+
+    @property
+    def columns(self) -> Mapping[str, float]:
+        """Those of the policy inside."""
+        return self.policy.columns
 
     def min_keep(self, num_samples: int) -> int:
         """As the policy inside."""
-        inside = self.policy
-        return (
-            inside.min_keep(num_samples) if isinstance(inside, (ExactPolicy, MemoryPolicy)) else 1
-        )
+        return self.policy.min_keep(num_samples)
 
     def remember(
         self,
@@ -69,17 +61,5 @@ class Wrapper:
         *,
         trained: bool,
     ) -> None:
-        """Hand on."""
-        if isinstance(self.policy, MemoryPolicy):
-            self.policy.remember(memory, rows, scores, batches, trained=trained)
-
-    def select_from(
-        self,
-        memory: Memory,
-        scores: FloatArray,
-        keep: int | None,
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
-        """The answer of the policy inside."""
-        return selection_of(self.policy, memory, scores, keep, epoch, rng)
+        """As the policy inside."""
+        self.policy.remember(memory, rows, scores, batches, trained=trained)

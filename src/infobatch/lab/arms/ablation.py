@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import partial
 
 from infobatch.lab.arm import Arm, ArmContext, ArmRun, exact_run
-from infobatch.policies import AnyPolicy, BudgetThreshold, CappedWeights, RandomSubset
+from infobatch.policies import BudgetThreshold, CappedWeights, Policy, RandomSubset
 
 
 def start(context: ArmContext, *, by_score: bool, rescale: bool, anneal: bool, name: str) -> ArmRun:
     """One corner of the cube. Random subsets need no scores, but get the same warm-up."""
-    policy: AnyPolicy = RandomSubset(rescale=rescale)
+    policy: Policy = RandomSubset(rescale=rescale)
     if by_score:
         policy = BudgetThreshold() if rescale else CappedWeights(BudgetThreshold(), 1.0)
     return exact_run(context, policy, name, delta=None if anneal else 1.0)

@@ -11,16 +11,16 @@ from functools import partial
 
 from infobatch.lab.arm import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
 from infobatch.policies import (
-    AnyPolicy,
+    IES,
+    RS2,
+    UCB,
     CappedWeights,
-    EarlyStopping,
     EpsilonGreedy,
     Kakurenbo,
-    LocalWindow,
-    OrderedSubset,
-    RepeatedRandomSampling,
-    SlidingWindow,
-    UpperConfidenceBound,
+    OrderDP,
+    Policy,
+    RePB,
+    SeTa,
 )
 
 _LARGEST_STEP = 2.0  # of KAKURENBO: its learning-rate rule where it hides more than half
@@ -29,7 +29,7 @@ _LARGEST_STEP = 2.0  # of KAKURENBO: its learning-rate rule where it hides more 
 def start(
     context: ArmContext,
     *,
-    policy: Callable[[ArmContext], AnyPolicy],
+    policy: Callable[[ArmContext], Policy],
     name: str,
     warmup_epochs: int,
     refresh: bool,
@@ -40,8 +40,8 @@ def start(
     )
 
 
-def _seta(context: ArmContext) -> AnyPolicy:
-    return SlidingWindow(random_from=context.pruned().stop)
+def _seta(context: ArmContext) -> Policy:
+    return SeTa(random_from=context.pruned().stop)
 
 
 def _period(context: ArmContext) -> int:
@@ -52,7 +52,7 @@ def _period(context: ArmContext) -> int:
 def _arm(
     name: str,
     description: str,
-    policy: Callable[[ArmContext], AnyPolicy],
+    policy: Callable[[ArmContext], Policy],
     *,
     warmup_epochs: int = WARMUP_EPOCHS,
     refresh: bool = False,
@@ -65,19 +65,19 @@ ARM = (
     _arm(
         "rs2",
         "RS2: slices of one permutation after the other",
-        lambda _: RepeatedRandomSampling(),
+        lambda _: RS2(),
         warmup_epochs=0,
     ),
     _arm(
         "rs2-replacement",
         "RS2: a new random subset each epoch",
-        lambda _: RepeatedRandomSampling(replacement=True),
+        lambda _: RS2(replacement=True),
         warmup_epochs=0,
     ),
     _arm(
         "ucb",
         "the highest upper bounds of the loss",
-        lambda context: UpperConfidenceBound(every=_period(context)),
+        lambda context: UCB(every=_period(context)),
     ),
     _arm(
         "epsilon-greedy",
@@ -91,12 +91,12 @@ ARM = (
         refresh=True,
     ),
     _arm("seta", "SeTa: a window of difficulty that slides", _seta),
-    _arm("orderdp", "the highest losses of a random pool", lambda _: OrderedSubset()),
-    _arm("repb", "RePB: prunes below the mean of the batch", lambda _: LocalWindow()),
+    _arm("orderdp", "the highest losses of a random pool", lambda _: OrderDP()),
+    _arm("repb", "RePB: prunes below the mean of the batch", lambda _: RePB()),
     _arm(
         "ies",
         "leaves out where the loss has stopped moving; what is left out is passed forward",
-        lambda _: EarlyStopping(),
+        lambda _: IES(),
         refresh=True,
     ),
 )

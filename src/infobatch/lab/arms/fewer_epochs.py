@@ -9,7 +9,7 @@ import math
 
 from infobatch import DataPruner
 from infobatch.lab.arm import Arm, ArmContext, ArmRun
-from infobatch.policies import RepeatedRandomSampling
+from infobatch.policies import RS2
 
 
 def start(context: ArmContext) -> ArmRun:
@@ -24,7 +24,7 @@ def start(context: ArmContext) -> ArmRun:
     pruner = DataPruner(
         context.dataset_size,
         epochs,
-        RepeatedRandomSampling(),
+        RS2(),
         delta=1.0,
         warmup_epochs=0,
         seed=context.seed,

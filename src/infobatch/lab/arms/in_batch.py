@@ -7,8 +7,8 @@ from functools import partial
 from infobatch import BatchPruner, DataPruner
 from infobatch.lab.arm import FORWARD_COST, Arm, ArmContext, ArmRun, InBatch
 from infobatch.policies import (
+    ES,
     BatchPolicy,
-    EvolvedSampling,
     FullData,
     ImportanceSampling,
     SelectiveBackprop,
@@ -45,5 +45,5 @@ ARM = (
         ImportanceSampling(),
         by_error=True,
     ),
-    _arm("es", "ES: draws from each batch by smoothed loss", EvolvedSampling()),
+    _arm("es", "ES: draws from each batch by smoothed loss", ES()),
 )

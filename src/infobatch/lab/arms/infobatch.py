@@ -8,7 +8,6 @@ from infobatch.lab.errors import LabError
 from infobatch.policies import (
     PAPER_QUANTILES,
     BudgetThreshold,
-    ProtectedTail,
     QuantileThresholds,
 )
 
@@ -54,11 +53,6 @@ def groups(context: ArmContext) -> ArmRun:
     return exact_run(context, BudgetThreshold(), "infobatch-groups", groups=context.labels)
 
 
-def protected(context: ArmContext) -> ArmRun:
-    """With the weights of the persistently highest losses cut to 1."""
-    return exact_run(context, ProtectedTail(BudgetThreshold()), "infobatch-protected")
-
-
 def batch_level(context: ArmContext) -> ArmRun:
     """BLS (arXiv 2604.04681): only the batch's mean loss is known; scores are running means."""
     return exact_run(context, BudgetThreshold(), "bls", score_ema=0.8, batch_mean=True)
@@ -69,11 +63,5 @@ ARM = (
     Arm("infobatch-quantile", "InfoBatch, keep ratios by score quantile", quantile, cost="either"),
     Arm("infobatch-budget", "InfoBatch, prune ratio solved for the cost", budget, family="dynamic"),
     Arm("infobatch-groups", "infobatch-budget within each class", groups, family="extras"),
-    Arm(
-        "infobatch-protected",
-        "infobatch-budget, highest running losses never up-weighted",
-        protected,
-        family="extras",
-    ),
     Arm("bls", "infobatch-budget where only batch means are known", batch_level, family="dynamic"),
 )

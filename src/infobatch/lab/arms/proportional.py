@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
+from infobatch._core.budget import RatioSchedule
 from infobatch.lab.arm import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
 from infobatch.lab.errors import LabError
-from infobatch.policies import AgedScores, AnyPolicy, CappedWeights, ProportionalSampling
+from infobatch.policies import CappedWeights, Policy, ProportionalSampling
 from infobatch.policies.proportional import Bound
-from infobatch.schedule import RatioSchedule
 
 DEFAULTS = ProportionalSampling()
 
@@ -23,21 +23,18 @@ def start(
     ceiling: float = DEFAULTS.ceiling,
     rescale: float = DEFAULTS.rescale,
     cap: float = 0.0,
-    half_life: float = 0.0,
     ema: float = 0.0,
     schedule: str = "constant",
     delta: float = -1.0,
     warmup: float = WARMUP_EPOCHS,
 ) -> ArmRun:
-    """The policy with these settings; a cap or half-life of 0: none; delta -1: the comparison's."""
+    """The policy with these settings; a cap of 0: none; delta -1: the comparison's."""
     try:
-        policy: AnyPolicy = ProportionalSampling(
+        policy: Policy = ProportionalSampling(
             cast(Bound, bound), power, floor, exponent, ceiling, bool(rescale)
         )
         if cap:
             policy = CappedWeights(policy, cap)
-        if half_life:
-            policy = AgedScores(policy, half_life)
     except ValueError as error:
         raise LabError(f"proportional: {error}") from error
     return exact_run(
@@ -53,7 +50,7 @@ def start(
 
 ARM = Arm(
     "proportional",
-    "what is learned is left out: what InfoBatch does with a budget",
+    "leaves out what is learned: DataPruner with a budget",
     start,
     family="dynamic",
     settings=start.__kwdefaults__ or {},

@@ -6,26 +6,22 @@ arXiv 2111.12621.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Remembering, Selection
+from infobatch._core.policy import Memory, Policy, Request
 from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import (
-    kept_only,
-    occurrences,
-    rounded,
-    thin_to,
-)
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import occurrences, rounded, thin_to
 from infobatch._core.validation import check_fraction, check_int
 
 
 @dataclass(frozen=True)
-class HardestSamples(Remembering, ABC):
+class HardestSamples(Policy):
     """What UCB and epsilon-greedy share: a running mean and variance of each sample's loss.
 
     With a = `ema` and a new loss l:  v <- a*v + (1-a)*(l - m)^2  and then  m <- a*m + (1-a)*l,
@@ -72,18 +68,12 @@ class HardestSamples(Remembering, ABC):
             variance[now] = a * variance[now] + (1 - a) * (loss - before) ** 2
             mean[now] = a * before + (1 - a) * loss
 
-    def select_from(
-        self,
-        memory: Memory,
-        scores: FloatArray,
-        keep: int | None,
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Choose, or hold what was chosen, filled up or cut at random to another size."""
-        keep = rounded(self.keep_ratio, len(scores)) if keep is None else keep
+        memory, keep, rng = request.memory, request.keep, request.rng
+        keep = rounded(self.keep_ratio, len(request)) if keep is None else keep
         kept = memory["chosen"] > 0
-        if epoch % self.every and kept.any():
+        if request.epoch % self.every and kept.any():
             missing = keep - int(np.count_nonzero(kept))
             if missing < 0:
                 kept &= ~thin_to(kept, keep, rng)[0]
@@ -93,7 +83,7 @@ class HardestSamples(Remembering, ABC):
         else:
             kept = self.choose(memory, keep, rng)
         memory["chosen"][:] = kept
-        return kept_only(kept)
+        return Selection.of(kept)
 
     @abstractmethod
     def choose(self, memory: Memory, keep: int, rng: np.random.Generator) -> NDArray[np.bool_]:

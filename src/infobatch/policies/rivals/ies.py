@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Remembering, Selection
+from infobatch._core.policy import Memory, Policy, Request
 from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import ascending, kept_only, lowest, occurrences
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import ascending, lowest, occurrences
 from infobatch._core.validation import check_at_least
 
 
 @dataclass(frozen=True)
-class EarlyStopping(Remembering):
+class IES(Policy):
     """Leave a sample out while the second difference of its loss is small.
 
     With losses l(t) of successive looks at a sample, d(t) = l(t) - 2 l(t-1) + l(t-2). A sample
@@ -66,20 +67,14 @@ class EarlyStopping(Remembering):
             memory["loss_before"][now] = last
             memory["loss"][now] = loss
 
-    def select_from(
-        self,
-        memory: Memory,
-        scores: FloatArray,
-        keep: int | None,
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Leave out the flat ones, but keep at least one."""
+        memory, keep, num_samples = request.memory, request.keep, len(request)
         changes = (memory["change"], memory["change_before"], memory["change_before_that"])
         with np.errstate(invalid="ignore"):
             flatness = ascending(sum(changes, np.float32(0.0)) / np.float32(3.0))
-        drop = len(scores) - keep if keep is not None else None
+        drop = num_samples - keep if keep is not None else None
         if drop is None:
-            drop = min(int(np.count_nonzero(flatness < self.tolerance)), len(scores) - 1)
-        dropped, _ = lowest(flatness, drop, rng)
-        return kept_only(~dropped)
+            drop = min(int(np.count_nonzero(flatness < self.tolerance)), num_samples - 1)
+        dropped, _ = lowest(flatness, drop, request.rng)
+        return Selection.of(~dropped)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from infobatch._core.policy import Selection
-from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import ascending, kept_only, lowest
-from infobatch._core.validation import check_fraction, check_int
-from infobatch.errors import PolicyError
+from infobatch._core.policy import Policy, Request
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import ascending, lowest
+from infobatch._core.validation import check_fraction
 
 STEPS = ((0.0, 1.0), (0.3, 0.8), (0.6, 0.6), (0.8, 0.4))
 """(from this fraction of the epochs on, part of the largest fraction that may be hidden)."""
@@ -28,7 +26,7 @@ def falling_fraction(progress: float) -> float:
 
 
 @dataclass(frozen=True)
-class Kakurenbo:
+class Kakurenbo(Policy):
     """Hide the fraction F of samples with the lowest loss, but only those that are sure.
 
     A sample may be hidden if the model gave its class a probability of at least `confidence`:
@@ -36,8 +34,8 @@ class Kakurenbo:
     probability, so the condition is score <= -log(confidence). Where the loss is another one
     (label smoothing, a mixed target), pass `update(losses, scores=F.cross_entropy(...))`.
 
-    F falls in steps over training. What is kept weighs N / kept, which for SGD is the method's
-    own rule of a learning rate times 1 / (1 - F).
+    F falls to 0.8, 0.6 and 0.4 of its start at 30, 60 and 80% of the run. What is kept weighs
+    N / kept, which for SGD is the method's own rule of a learning rate times 1 / (1 - F).
 
     Hidden samples are to be passed forward after the epoch, for fresh scores:
     `pruner.rescore(hidden, losses)` with `hidden = pruner.plan.pruned` from before the epoch.
@@ -50,40 +48,26 @@ class Kakurenbo:
     Attributes:
         max_fraction: F at the start, in [0, 1).
         confidence: in [0, 1].
-        num_epochs: of the run; F falls to 0.8, 0.6 and 0.4 of its start at 30, 60 and 80% of it.
-            None: that of the pruner's run.
     """
 
-    reads_probability: ClassVar[bool] = True  # as `confidence` does
     max_fraction: float = 0.3
     confidence: float = 0.7
-    num_epochs: int | None = None
+
+    reads_probability = True  # as `confidence` does
 
     def __post_init__(self) -> None:
         fraction = check_fraction("max_fraction", self.max_fraction, below_one=True)
         object.__setattr__(self, "max_fraction", fraction)
         object.__setattr__(self, "confidence", check_fraction("confidence", self.confidence))
-        if self.num_epochs is not None:
-            check_int("num_epochs", self.num_epochs, at_least=1)
 
-    def fraction(self, epoch: int) -> float:
-        """F in an epoch.
-
-        Raises:
-            PolicyError: the length of the run is not known.
-        """
-        if self.num_epochs is None:
-            raise PolicyError(
-                f"{self!r} hides fewer samples towards the end of the run, so it must know how "
-                "long that is: give it to a DataPruner, which does, or write "
-                "Kakurenbo(num_epochs=...)"
-            )
-        return self.max_fraction * falling_fraction(epoch / self.num_epochs)
-
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Hide the surely classified ones among the lowest F of the scores."""
-        num_samples = len(scores)
-        candidates, _ = lowest(ascending(scores), int(self.fraction(epoch) * num_samples), rng)
+        scores, rng, num_samples = request.scores, request.rng, len(request)
+        if request.keep is not None:  # those that are surely classified are the lowest
+            hidden, _ = lowest(ascending(scores), num_samples - request.keep, rng)
+            return Selection.of(~hidden, num_samples / request.keep)
+        fraction = self.max_fraction * falling_fraction(request.epoch / request.num_epochs)
+        candidates, _ = lowest(ascending(scores), int(fraction * num_samples), rng)
         bound = -math.log(self.confidence) if self.confidence else math.inf
         with np.errstate(invalid="ignore"):
             hidden = candidates & (scores <= np.float32(bound)) & np.isfinite(scores)
@@ -94,15 +78,4 @@ class Kakurenbo:
             hidden[int(rng.integers(num_samples))] = False
             kept = 1
         threshold = float(scores[hidden].max())
-        return kept_only(~hidden, num_samples / kept, threshold=threshold)
-
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
-        """Hide the lowest scores: those that are surely classified are the lowest."""
-        hidden, _ = lowest(ascending(scores), len(scores) - keep, rng)
-        return kept_only(~hidden, len(scores) / keep)
-
-    def min_keep(self, num_samples: int) -> int:
-        """One."""
-        return 1
+        return Selection.of(~hidden, num_samples / kept, threshold=threshold)

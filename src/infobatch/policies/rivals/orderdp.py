@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infobatch._core.policy import Selection
-from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import descending, kept_only, lowest, rounded, thin_to
+from infobatch._core.policy import Policy, Request
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import descending, lowest, rounded, thin_to
 from infobatch._core.validation import check_fraction
 
 
 @dataclass(frozen=True)
-class OrderedSubset:
+class OrderDP(Policy):
     """Draw a uniform pool of s samples, and keep the q of them with the highest stale loss.
 
     With a given number to keep, q is that number and s is q over the same ratio, at most N.
@@ -36,25 +36,15 @@ class OrderedSubset:
                 raise ValueError(f"{name} must be above 0, got {value}")
             object.__setattr__(self, name, value)
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
-        """Keep the top of a pool."""
-        pool = rounded(self.pool_ratio, len(scores))
-        return self._top(scores, pool, rounded(self.top_ratio, pool), rng)
-
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
-        """Keep the top `keep` of a pool that is larger by the method's own ratio."""
-        pool = min(len(scores), int(keep / self.top_ratio + 0.5))
-        return self._top(scores, pool, keep, rng)
-
-    def min_keep(self, num_samples: int) -> int:
-        """One."""
-        return 1
-
-    @staticmethod
-    def _top(scores: FloatArray, pool: int, keep: int, rng: np.random.Generator) -> Selection:
-        outside, _ = thin_to(np.ones(len(scores), dtype=bool), pool, rng)
+    def select(self, request: Request) -> Selection:
+        """Keep the top of a pool; with `keep`, of one that is larger by the method's own ratio."""
+        scores, num_samples, keep = request.scores, len(request), request.keep
+        if keep is None:
+            pool = rounded(self.pool_ratio, num_samples)
+            keep = rounded(self.top_ratio, pool)
+        else:
+            pool = min(num_samples, int(keep / self.top_ratio + 0.5))
+        outside, _ = thin_to(np.ones(num_samples, dtype=bool), pool, request.rng)
         keys = np.where(outside, np.float32(np.inf), descending(scores))
-        kept, _ = lowest(keys, keep, rng)
-        return kept_only(kept)
+        kept, _ = lowest(keys, keep, request.rng)
+        return Selection.of(kept)

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Remembering, Selection
+from infobatch._core.policy import Memory, Policy, Request
 from infobatch._core.scores import FloatArray
+from infobatch._core.selection import Selection
 from infobatch._core.thinning import lowest
 from infobatch._core.validation import check_fraction
 
 
 @dataclass(frozen=True)
-class LocalWindow(Remembering):
+class RePB(Policy):
     """Compare a loss with the mean of its batch, and leave out what lies below it at random.
 
     A sample whose last loss was below the mean of the batch that it came in is dropped with
@@ -62,24 +63,17 @@ class LocalWindow(Remembering):
         if trained:
             np.add.at(memory["times"], rows, np.float32(1.0))
 
-    def select_from(
-        self,
-        memory: Memory,
-        scores: FloatArray,
-        keep: int | None,
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Drop among those below their window's mean."""
+        memory, rng, num_samples = request.memory, request.rng, len(request)
         above = memory["above"]
         below = above < 0  # False where nothing is known
-        if keep is None:
-            dropped = below & (rng.random(len(scores)) < self.drop_probability)
+        if request.keep is None:
+            dropped = below & (rng.random(num_samples) < self.drop_probability)
             if dropped.all():
-                dropped[int(rng.integers(len(scores)))] = False
+                dropped[int(rng.integers(num_samples))] = False
         else:
-            drop = len(scores) - keep
             order = np.where(below, np.float32(-1.0), np.where(np.isfinite(above), above, np.inf))
-            dropped, _ = lowest(order, drop, rng)
-        weights = np.where(dropped, 0.0, (epoch + 1) / (memory["times"] + 1.0))
+            dropped, _ = lowest(order, num_samples - request.keep, rng)
+        weights = np.where(dropped, 0.0, (request.epoch + 1) / (memory["times"] + 1.0))
         return Selection(weights)

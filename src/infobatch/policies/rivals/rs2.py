@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Remembering, Selection
+from infobatch._core.policy import Memory, Policy, Request
 from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import kept_only, lowest, rounded
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import lowest, rounded
 from infobatch._core.validation import check_fraction
 
 
 @dataclass(frozen=True)
-class RepeatedRandomSampling(Remembering):
+class RS2(Policy):
     """A new random subset each epoch, weight 1, whatever the scores.
 
     Without replacement an epoch is the next slice of a permutation of the data, and a new
@@ -60,15 +61,10 @@ class RepeatedRandomSampling(Remembering):
         if trained and not self.replacement:
             np.add.at(memory["times"], rows, np.float32(1.0))
 
-    def select_from(
-        self,
-        memory: Memory,
-        scores: FloatArray,
-        keep: int | None,
-        epoch: int,
-        rng: np.random.Generator,
-    ) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Select at random among those that have been seen least often."""
-        keep = rounded(self.keep_ratio, len(scores)) if keep is None else keep
-        times = np.zeros(len(scores), np.float32) if self.replacement else memory["times"]
-        return kept_only(lowest(times, keep, rng)[0])
+        num_samples, keep = len(request), request.keep
+        keep = rounded(self.keep_ratio, num_samples) if keep is None else keep
+        never = np.zeros(num_samples, np.float32)
+        times = never if self.replacement else request.memory["times"]
+        return Selection.of(lowest(times, keep, request.rng)[0])

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Selection
+from infobatch._core.policy import Policy, Request
 from infobatch._core.scores import FloatArray
-from infobatch._core.thinning import kept_only, rounded, thin_to
+from infobatch._core.selection import Selection
+from infobatch._core.thinning import rounded, thin_to
 from infobatch._core.validation import check_fraction, check_int
 
 _ROUNDS = 50
 
 
 @dataclass(frozen=True)
-class SlidingWindow:
+class SeTa(Policy):
     """Drop a random part, group the rest by loss, and keep a window of groups.
 
     The losses are put into k groups by one-dimensional k-means. The window has round(alpha * k)
@@ -51,35 +52,29 @@ class SlidingWindow:
         check_int("groups", self.groups, at_least=1)
         object.__setattr__(self, "window", check_fraction("window", self.window))
 
-    def select(self, scores: FloatArray, epoch: int, rng: np.random.Generator) -> Selection:
+    def select(self, request: Request) -> Selection:
         """Keep what lies in the window and is not dropped at random."""
-        num_samples = len(scores)
+        scores, num_samples = request.scores, len(request)
+        rank = self._rank(scores, request.epoch)
+        if request.keep is not None:
+            return self._window_first(rank, request.keep, request.rng)
         keep = rounded(1.0 - self.random_ratio, num_samples)
-        dropped, _ = thin_to(np.ones(num_samples, dtype=bool), keep, rng)
-        inside = self._rank(scores, epoch) == 0
-        kept = inside & ~dropped
-        return kept_only(kept if kept.any() else ~dropped)
+        dropped, _ = thin_to(np.ones(num_samples, dtype=bool), keep, request.rng)
+        kept = (rank == 0) & ~dropped
+        return Selection.of(kept if kept.any() else ~dropped)
 
-    def select_exactly(
-        self, scores: FloatArray, keep: int, epoch: int, rng: np.random.Generator
-    ) -> Selection:
-        """Keep so many: of the window first."""
-        rank = self._rank(scores, epoch)
-        kept = np.zeros(len(scores), dtype=bool)
+    @staticmethod
+    def _window_first(rank: NDArray[np.int64], keep: int, rng: np.random.Generator) -> Selection:
+        """Keep so many: of the window first, and then of group after group."""
+        kept = np.zeros(len(rank), dtype=bool)
         for place in range(int(rank.max()) + 1):
             pool = rank == place
             size = int(np.count_nonzero(pool))
             take = min(size, keep - int(np.count_nonzero(kept)))
-            if take == size:
-                kept |= pool
-            elif take > 0:
+            if take > 0:
                 dropped, _ = thin_to(pool, take, rng, members=size)
                 kept |= pool & ~dropped
-        return kept_only(kept)
-
-    def min_keep(self, num_samples: int) -> int:
-        """One."""
-        return 1
+        return Selection.of(kept)
 
     def _rank(self, scores: FloatArray, epoch: int) -> NDArray[np.int64]:
         """0 for what is in the window or has no score; then group after group outward."""

@@ -14,7 +14,7 @@ from infobatch.policies.rivals.hardest import HardestSamples
 
 
 @dataclass(frozen=True)
-class UpperConfidenceBound(HardestSamples):
+class UCB(HardestSamples):
     """Keep the samples with the highest mean + c * sqrt(variance) of their loss.
 
     Attributes:

@@ -1,0 +1,398 @@
+"""RunningEpoch: one epoch from its plan to its last loss."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from infobatch._core.history import LossTally
+from infobatch._core.plan import EpochPlan
+from infobatch._core.scores import FloatArray
+from infobatch._loading.ledger import Batch
+from infobatch._ranks.agreement import PLANNING, SHARING, Header, Meeting, plan_digest
+from infobatch._ranks.gathering import (
+    NO_LOSS,
+    OWN_ROWS,
+    PendingLosses,
+    cut_batches,
+    gather_losses,
+)
+from infobatch._ranks.share import Share
+from infobatch._ranks.world import World
+from infobatch._step.buffer import LossBuffer
+from infobatch.errors import MisalignedUpdateError
+
+Record = Callable[[NDArray[np.integer[Any]], FloatArray, list[int]], None]
+"""Takes in the newest scores (M,) of some rows, which came in batches of these sizes."""
+
+
+@dataclass(eq=False)
+class RunningEpoch:
+    """What an epoch trains on, and what of it has come.
+
+    The losses of planned samples in the order of the plan go through a `LossBuffer`. Losses that
+    come with indices, or of batches that the user has formed, are placed by their samples.
+
+    Attributes:
+        epoch: 0-based.
+        record: takes in scores.
+        may_repeat: the user's own sampler may yield a sample several times.
+        is_stream: samples come from a stream, in an order that is not the plan's.
+        is_kept_apart: no other rank needs the losses, as each has scores of its own samples alone.
+        start: plan position at which it begins: above 0 where it goes on from a saved state.
+        before: samples that each rank has had up to there.
+        is_over: its loop had been left when that state was saved.
+        planned: its plan; None until it is prepared.
+        tally: sums over the losses so far.
+        world: this rank's place when it was shared out.
+        position: in the share, of the next loss.
+        pending: losses that the other ranks do not know yet.
+    """
+
+    epoch: int
+    record: Record
+    may_repeat: bool = False
+    is_stream: bool = False
+    is_kept_apart: bool = False
+    start: int = 0
+    before: float = 0.0
+    is_over: bool = False
+    planned: EpochPlan | None = None
+    tally: LossTally = field(default_factory=LossTally)
+    world: World = field(default_factory=World, init=False)
+    position: int = field(default=0, init=False)
+    pending: PendingLosses = field(default_factory=PendingLosses, init=False)
+    _share: Share | None = field(default=None, init=False)
+    _buffer: LossBuffer | None = field(default=None, init=False)
+    _done: list[NDArray[np.int64]] | None = field(default=None, init=False)  # in another order
+    _came: NDArray[np.bool_] | None = field(default=None, init=False)  # (n,) which rows have
+    _padding: Counter[int] | None = field(default=None, init=False)  # of rows: how often it counts
+    _stream_steps: int = field(default=0, init=False)
+    _stream_batch: int = field(default=0, init=False)
+
+    # ------------------------------------------------------------------ where it stands
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it has been planned and shared out."""
+        return self._share is not None
+
+    @property
+    def plan(self) -> EpochPlan:
+        """Its plan, once there is one."""
+        assert self.planned is not None
+        return self.planned
+
+    @property
+    def share(self) -> Share:
+        """What this rank trains on of the plan, once it has been shared out."""
+        assert self._share is not None
+        return self._share
+
+    def share_out(self, share: Share, world: World) -> None:
+        """This is the part of a rank in that place."""
+        self._share, self.world = share, world
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of it has been trained on."""
+        return self.position > 0 or self.start > 0
+
+    @property
+    def plan_position(self) -> int:
+        """Position in the plan up to which losses have come."""
+        if self.position == 0:
+            return self.start
+        if self._done is not None:
+            return self.start + sum(map(len, self._done))
+        return self.share.position(self.position)
+
+    @property
+    def steps(self) -> int:
+        """Samples that each rank has had, padding included; alike on all ranks."""
+        if self.position == 0 and self.start == 0 and self.before == 0.0:
+            return 0
+        return math.ceil(self.share.before) + self.position
+
+    @property
+    def plan_as_trained(self) -> EpochPlan | None:
+        """The plan, with what has come in another order first."""
+        if self._done is None or self.planned is None:
+            return self.planned
+        return self.planned.with_first(np.concatenate(self._done))
+
+    @property
+    def left_out(self) -> int:
+        """Planned samples, up to where it has come, of which no losses came."""
+        reached = self.start if self.position == 0 else self.share.position(self.position)
+        return max(0, reached - self.tally.trained)
+
+    def fraction(self, planned: int | None) -> float:
+        """Part of it that is done, in [0, 1].
+
+        Args:
+            planned: samples of the share that the loader delivers; None: all.
+        """
+        if not self.has_begun:
+            return 0.0
+        share, came = self.share, self.position
+        if self.is_stream:  # counted in steps, so that it is the same on all ranks
+            came = self._stream_steps * self._stream_batch
+        planned = len(share) if planned is None else planned
+        return min((share.before + came) / (share.before + planned), 1.0)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the losses of this rank have to be made known to others."""
+        return not self.is_kept_apart and self.share.is_one_of_several
+
+    # ------------------------------------------------------------------ a batch
+
+    def placed(self, batch: Batch, ids: NDArray[np.int64]) -> Batch:
+        """Where in the share these samples are, if they are of the batch that is due.
+
+        There may be fewer than the batch has: a part of it, or what `collate_fn` has left.
+        """
+        if self._done is None and batch.stop > max(batch.start, self.position):
+            start = max(batch.start, self.position)
+            planned = self.share.ids(batch.start, batch.stop)
+            if start + len(ids) <= batch.stop and bool(np.isin(ids, planned).all()):
+                return Batch(start, start + len(ids))
+        return Batch(self.position, self.position)
+
+    def check_placed(self, batch: Batch) -> None:
+        """Refuse losses without indices after some that came in another order than the plan's.
+
+        Raises:
+            MisalignedUpdateError: it cannot be told whose they are.
+        """
+        if self._done is not None and batch.ids is None:
+            raise MisalignedUpdateError(
+                "losses of this epoch have come with indices and in another order than planned, "
+                "so the place of those without cannot be told; pass indices= in all updates of "
+                "an epoch or in none"
+            )
+
+    def take(self, batch: Batch, losses: Tensor, scores: Tensor | None) -> Tensor | None:
+        """Take in the losses of a batch of the plan; its weights (B,), None where all are 1."""
+        if batch.start > self.position:
+            self.leave_out(batch)
+        buffer, has_scores = self._buffer, scores is not None
+        if buffer is None or not buffer.takes(self.position, losses, has_scores=has_scores):
+            self.flush()
+            buffer = LossBuffer(self.share, self.position, losses, has_scores=has_scores)
+            self._buffer = buffer
+        return buffer.put(losses, scores)
+
+    def take_by_index(
+        self,
+        batch: Batch,
+        losses: Tensor,
+        scores: Tensor | None,
+        ids: NDArray[np.int64],
+        *,
+        in_order: bool,
+    ) -> Tensor:
+        """Take in the losses of the samples `ids`; their weights (B,), 0 for padding.
+
+        Args:
+            batch: the place of these samples in the share.
+            losses: (B,).
+            scores: (B,) or None.
+            ids: (B,) numbers of the samples in the data set.
+            in_order: they are the next ones of the plan.
+
+        Raises:
+            MisalignedUpdateError: they are not in the plan, or have come before.
+        """
+        plan = self.plan
+        rows = plan.samples.rows(ids)
+        if not (in_order or self.is_stream):
+            self._check_not_twice(rows)
+        self._check_room(len(ids), max(self.position, batch.start))
+        weights = plan.selection.weights_of(np.maximum(rows, 0))
+        if not bool((weights[rows >= 0] > 0).all() and (rows >= 0).all()):
+            pruned = ids[(weights == 0) | (rows < 0)][:5].tolist()
+            raise MisalignedUpdateError(
+                f"samples {pruned} are not in the plan of epoch {self.epoch}; draw "
+                "batches from this pruner's sampler, and pass the data set's own indices"
+            )
+        if batch.start > self.position:
+            self.leave_out(batch)
+        counted = weights > 0 if self.is_stream else self._counted(rows)
+        self.flush()
+        values = losses.detach().float().cpu().numpy()
+        ranked = values if scores is None else scores.detach().float().cpu().numpy()
+        if self.exchanges:
+            own = None if scores is None else ranked
+            self.pending.add(values, own, [len(rows)], np.where(counted, rows, NO_LOSS))
+        else:
+            batches = [int(np.count_nonzero(counted))]
+            self.note(rows[counted], values[counted], ranked[counted], batches)
+            if not (in_order or self.is_stream):
+                self.note_done(rows[counted])
+                if self._came is not None:
+                    self._came[rows] = True
+        weights = np.where(counted, weights, 0.0)
+        dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
+        return torch.from_numpy(weights).to(losses.device, dtype)
+
+    def advance(self, batch: Batch, count: int) -> None:
+        """A batch with `count` losses, or without any, has been accounted for."""
+        is_placed = batch.stop > batch.start
+        self.position = batch.stop if is_placed else self.position + count
+        if self.is_stream:
+            self._stream_batch = self._stream_batch or count
+            self._stream_steps += 1
+
+    def leave_out(self, batch: Batch) -> None:
+        """Go on behind the samples that the loop has left out before a batch."""
+        self.pass_over(batch.start - self.position)
+        if batch.passed is not None:
+            self.note_done(self.plan.samples.rows(batch.passed))
+        self.position = batch.start
+
+    def pass_over(self, count: int) -> None:
+        """No losses will come of the next samples of the share."""
+        if self.exchanges:
+            self.flush()
+            self.pending.skip(count)
+
+    def skip(self, batch: Batch, count: int) -> None:
+        """The loop leaves out the batch that is due, of so many samples, on purpose."""
+        if batch.start > self.position:
+            self.leave_out(batch)
+        self.pass_over(count)
+        if batch.ids is not None:
+            self.note_done(self.plan.samples.rows(batch.ids))
+
+    def end(self, tail: int) -> None:
+        """No losses will come of the last `tail` samples that were delivered."""
+        self.pass_over(tail)
+        self.position += tail
+        if self._done is not None:
+            self._done.append(np.empty(tail, dtype=np.int64))  # only their number matters now
+
+    def note_done(self, rows: NDArray[np.int64]) -> None:
+        """These rows have been accounted for, in another order than that of the plan."""
+        if self.exchanges:
+            return  # known to all ranks when they exchange
+        if self._done is None:
+            self._done = [self.share.counted_rows(0, self.position).astype(np.int64)]
+        self._done.append(rows)
+
+    # ------------------------------------------------------------------ losses
+
+    def flush(self) -> None:
+        """Record what the buffer holds."""
+        if self._buffer is None:
+            return
+        first = self._buffer.start
+        losses, scores, batches = self._buffer.drain()
+        self._buffer = None
+        if self.exchanges:
+            self.pending.add(losses, scores, batches)
+            return
+        rows = self.share.counted_rows(first, first + len(losses))
+        if len(rows) < len(losses):  # padding
+            batches = cut_batches(batches, len(rows))
+            losses = losses[: len(rows)]
+            scores = None if scores is None else scores[: len(rows)]
+        self.note(rows, losses, losses if scores is None else scores, batches)
+
+    def note(
+        self,
+        rows: NDArray[np.integer[Any]],
+        losses: FloatArray,
+        scores: FloatArray,
+        batches: list[int],
+    ) -> None:
+        """Record losses and scores (M,) of rows, which came in batches of these sizes."""
+        self.record(rows, scores, batches)
+        self.tally.add(losses, scores, batches)
+
+    # ------------------------------------------------------------------ other ranks
+
+    def header(self, occasion: int, count: int | None = None) -> Header:
+        """Where this rank stands, for the others; `count` of what it will send."""
+        is_planning = occasion in (PLANNING, SHARING)
+        apart, plan = self.is_kept_apart, self.planned
+        return Header(
+            occasion=occasion,
+            epoch=self.epoch,
+            start=round(self.before) if apart else self.start,
+            position=0 if is_planning else self.position,
+            plan=0 if apart or plan is None else plan_digest(plan),
+            count=len(self.pending) if count is None else count,
+            has_scores=self.pending.has_scores,
+            rows=self.pending.kind_of_rows,
+        )
+
+    def gather(self, meeting: Meeting) -> None:
+        """Make the losses of all ranks known to all; a collective operation."""
+        plan, share = self.plan, self.share
+        done = share.position(self.position - len(self.pending))
+        planned = plan.order[done : share.position(self.position)]
+        if any(header.count for header in meeting.headers):
+            rows, losses, scores, batches = gather_losses(meeting, self.pending, planned)
+            if max(header.rows for header in meeting.headers) == OWN_ROWS and not self.is_stream:
+                if self._done is None:
+                    self._done = [plan.order[self.start : done].astype(np.int64)]
+                self._done.append(rows)
+            self.note(rows, losses, scores, batches)
+        self.pending = PendingLosses()
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_room(self, count: int, position: int) -> None:
+        plan, share = self.plan, self.share
+        if not self.is_stream and position + count > len(share):
+            raise MisalignedUpdateError(
+                f"update got {count} more losses at position {position} of an epoch of "
+                f"{len(share)} samples; call it once per batch"
+            )
+        if self.is_stream and position > 2 * len(plan):
+            raise MisalignedUpdateError(
+                f"more than twice as many samples have come as epoch {self.epoch} was planned "
+                "with; call pruner.end_epoch() after each loop over the stream"
+            )
+
+    def _check_not_twice(self, rows: NDArray[np.int64]) -> None:
+        """In an order that is not the plan's a sample must not stand for another."""
+        if self.exchanges or self.may_repeat:
+            return
+        plan, share = self.plan, self.share
+        if self._came is None:
+            self._came = np.zeros(len(plan.samples), dtype=bool)
+            if self.position and self._done is None:
+                self._came[share.counted_rows(0, self.position)] = True
+        again = rows[self._came[rows]]
+        if len(again) or len(np.unique(rows)) < len(rows):
+            raise MisalignedUpdateError(
+                f"samples {again[:5].tolist() or rows[:5].tolist()} have come twice in epoch "
+                f"{self.epoch}; every sample of pruner.sampler must be in one batch, once"
+            )
+
+    def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these samples of the share are not padding, in whatever order they come.
+
+        A sample that the share has several times, some of them as padding, counts as often as it
+        stands there without: the first times.
+        """
+        if self._padding is None:
+            self._padding = self.share.counts_of_padding()
+        counted = np.ones(len(rows), dtype=bool)
+        if self._padding:
+            for place, row in enumerate(rows.tolist()):
+                if row in self._padding:
+                    counted[place] = self._padding[row] > 0
+                    self._padding[row] -= 1
+        return counted
