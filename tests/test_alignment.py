@@ -28,7 +28,7 @@ from tests.oracle import (
 )
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Subset, TensorDataset
 
-from infobatch import DataPruner, InfoBatch
+from infobatch import InfoBatch
 from infobatch.errors import (
     EpochError,
     InfoBatchError,
@@ -36,7 +36,6 @@ from infobatch.errors import (
     MisalignedUpdateError,
     MissingUpdateWarning,
 )
-from infobatch.policies import FullData
 
 # --- order ----------------------------------------------------------------------------------------
 
@@ -615,11 +614,3 @@ def test_training_past_the_last_epoch_is_an_error(count):
         run.step(torch.arange(3), indices=torch.arange(3))
     with run.refusal(remedy="num_epochs=2", error=EpochError):
         run.pruner.skip(B)
-
-
-def test_sampler_is_one_object_for_the_whole_run():
-    pruner = DataPruner(N, 3, FullData())
-    sampler = pruner.sampler
-    for ids in BatchSampler(sampler, B, drop_last=False):
-        pruner.update(losses_of(torch.tensor(ids), 0))
-    assert pruner.sampler is sampler
