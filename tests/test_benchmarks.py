@@ -3,24 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tests.support.pages import ROOT, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--size", "8192", "--repeats", "1", "--seconds", "0"]
 SMALL += ["--saving-size", "1024", "--saving-epochs", "4"]
 
 
-def run(script, *arguments):
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
 def page(results, out):
-    run("report.py", "--results", results, "--out", out)
+    script = BENCHMARKS / "report.py"
+    run_script(script, ROOT, script.name, "--results", str(results), "--out", str(out))
     return out.read_text(encoding="utf-8")
 
 
@@ -28,7 +22,9 @@ def page(results, out):
 def results(tmp_path_factory):
     """The folder of a tiny run's raw results."""
     folder = tmp_path_factory.mktemp("results")
-    run("run.py", *SMALL, "--out", folder / "small.json")
+    command = [sys.executable, BENCHMARKS / "run.py", *SMALL, "--out", folder / "small.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -75,11 +71,7 @@ def test_the_page_is_what_the_committed_results_say(tmp_path):
 
 def test_the_tables_of_short_runs_in_the_research_log_are_what_the_committed_results_say():
     script = BENCHMARKS / "research" / "short_runs.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "table"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    tables = done.stdout.strip().split("\n\n")
+    tables = run_script(script, ROOT, script.name, "table").strip().split("\n\n")
     assert len(tables) == 2
     log = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
     assert [table for table in tables if table not in log] == []

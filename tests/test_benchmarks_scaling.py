@@ -4,11 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tests.support.pages import ROOT, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -16,6 +15,13 @@ def run(script, *arguments):
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def write_page(folder, *arguments):
+    script, page = BENCHMARKS / "scaling_page.py", folder / "page.md"
+    shutil.copy(ROOT / "docs" / "scaling.md", page)
+    run_script(script, ROOT, script.name, *map(str, arguments), "--page", str(page))
+    return page.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +60,10 @@ def test_what_has_been_measured_is_not_measured_again(results, tmp_path):
 
 
 def test_a_page_is_written_from_a_small_run(results, tmp_path):
-    shutil.copy(ROOT / "docs" / "scaling.md", tmp_path / "page.md")
-    run("scaling_page.py", "--results", results, "--page", tmp_path / "page.md")
-    text = (tmp_path / "page.md").read_text()
+    text = write_page(tmp_path, "--results", results)
     assert "20,000, one rank's of 80,000 over 4" in text
     assert text.count("# Scaling") == 1
 
 
 def test_the_page_is_what_the_committed_results_say(tmp_path):
-    shutil.copy(ROOT / "docs" / "scaling.md", tmp_path / "page.md")
-    run("scaling_page.py", "--page", tmp_path / "page.md")
-    assert (tmp_path / "page.md").read_text() == (ROOT / "docs" / "scaling.md").read_text()
+    assert write_page(tmp_path) == (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

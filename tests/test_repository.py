@@ -4,20 +4,12 @@ import importlib.metadata
 import importlib.resources
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.support.pages import PROJECT, ROOT, run_script
 
 import infobatch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Written so that this file does not match its own patterns.
 FORBIDDEN = {
@@ -109,6 +101,4 @@ def test_a_relative_path_is_no_finding(text):
 
 
 def test_the_results_pages_are_what_the_committed_results_say():
-    page = [sys.executable, str(ROOT / "benchmarks" / "results_page.py"), "--check"]
-    done = subprocess.run(page, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_script(ROOT / "benchmarks" / "results_page.py", ROOT, "results_page.py", "--check")
