@@ -91,7 +91,7 @@ bench: $(STAMP)  ## Measure what it costs; writes raw results, docs/overhead.md,
 	$(BIN)/python benchmarks/scaling_page.py
 
 # What a wheel can lack: modules, the type marker, the report's template, the command.
-OF_WHEEL := tests/test_imports.py tests/claims tests/policies tests/lab/test_command.py tests/lab/test_report.py
+OF_WHEEL := tests/test_imports.py tests/claims tests/policies tests/lab/command/test_command.py tests/lab/report/test_report.py
 
 test-wheel: $(STAMP)  ## Build the wheel and run against it the tests of what a wheel can lack
 	@rm -rf $(WHEEL)

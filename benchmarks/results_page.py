@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from infobatch.lab import plots, summary
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
-from infobatch.lab.results import read_results
-from infobatch.lab.summary import Comparison, Row, describe, paired_gain, summarise
-from infobatch.lab.task import Metric
+from infobatch.lab.report import plots, summary
+from infobatch.lab.report.summary import Comparison, Row, describe, paired_gain, summarise
+from infobatch.lab.run.results import read_results
+from infobatch.lab.tasks.base.task import Metric
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISONS = ROOT / "benchmarks" / "comparisons"
@@ -45,7 +45,7 @@ HEADINGS = {
     "verdict": "verdict",
     "to fewer epochs": "to fewer epochs",
 }
-"""Columns of the tables, by their names in `infobatch.lab.summary`."""
+"""Columns of the tables, by their names in `infobatch.lab.report.summary`."""
 SHORT = ("arm", "metric", "saved", "difference", "verdict", "to fewer epochs")
 README_ARMS = (
     REFERENCE,

@@ -30,7 +30,7 @@ if args.data_dir is None:
     images = torch.tensor(load_digits().images[:, None] / 8 - 1, dtype=torch.float32)
     images, test_images = images[:1500], images[1500:]
 else:
-    from infobatch.lab.datasets import read_cifar
+    from infobatch.lab.tasks.cifar.reader import read_cifar
 
     arrays = read_cifar(args.data_dir, classes=10)
     images, test_images = (

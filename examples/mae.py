@@ -35,7 +35,7 @@ if args.data_dir is None:
         images, labels, test_size=1 / 3, random_state=0
     )
 else:
-    from infobatch.lab.datasets import read_cifar
+    from infobatch.lab.tasks.cifar.reader import read_cifar
 
     patch = 4
     arrays = read_cifar(args.data_dir, classes=10)

@@ -10,8 +10,14 @@ from hypothesis import HealthCheck, settings
 TESTS = Path(__file__).parent
 HOSTS = TESTS / "hosts"
 # Tests of the laboratory, and those of them that train for long and are no part of `make test`.
-LAB = (TESTS / "lab", TESTS / "test_coresets.py")
-AT_LENGTH = ("tasks", "test_processes.py", "test_report.py", "test_stress.py", "test_training.py")
+LAB = TESTS / "lab"
+AT_LENGTH = (
+    "tasks",
+    "run/test_processes.py",
+    "run/test_training.py",
+    "command/test_presets.py",
+    "report/test_report.py",
+)
 
 # No deadline: the first example pays for imports and caches of torch. The health check on speed is
 # off for the same reason; the number of examples is what bounds the time.
@@ -37,9 +43,9 @@ def pytest_collection_modifyitems(items):
     """All of the laboratory is one group, what takes long in it slow."""
     for item in items:
         parts = (item.path, *item.path.parents)
-        if any(part in parts for part in LAB):
+        if LAB in parts:
             item.add_marker(pytest.mark.lab)
-            if any(TESTS / "lab" / name in parts for name in AT_LENGTH):
+            if any(LAB / name in parts for name in AT_LENGTH):
                 item.add_marker(pytest.mark.slow)
 
 

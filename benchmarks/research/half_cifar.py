@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infobatch.lab.datasets import read_cifar
+from infobatch.lab.tasks.cifar.reader import read_cifar
 
 
 def halved(images: np.ndarray) -> np.ndarray:

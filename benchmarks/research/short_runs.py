@@ -22,8 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE
-from infobatch.lab.results import RunResult, read_results
-from infobatch.lab.stats import paired_difference
+from infobatch.lab.report.stats import paired_difference
+from infobatch.lab.run.results import RunResult, read_results
 
 RESULTS = Path(__file__).with_name("12-short-runs.jsonl.gz")
 LENGTHS = range(2, 8)

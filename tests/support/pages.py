@@ -36,7 +36,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from infobatch.lab.arms import choose_arms
-from infobatch.lab.commands import app
+from infobatch.lab.command.app import app
 from infobatch.lab.registry import choose
 from infobatch.lab.tasks import all_tasks
 
@@ -300,7 +300,7 @@ def check_python(arguments: list[str], folder: Path, place: str) -> None:
 def check_torchrun(arguments: list[str], folder: Path, place: str) -> None:
     """The script of the repository runs, for two epochs, in as many processes as the page says.
 
-    `-m infobatch` is parsed; tests/lab/test_processes.py runs it.
+    `-m infobatch` is parsed; tests/lab/run/test_processes.py runs it.
     """
     if "-m" in arguments:
         at = arguments.index("-m")

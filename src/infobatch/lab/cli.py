@@ -24,7 +24,7 @@ def main() -> None:
             f"The infobatch command needs {', '.join(missing)}. Install it with: "
             "pip install 'infobatch[lab]'"
         )
-    from infobatch.lab.commands import app  # needs what was just looked for
+    from infobatch.lab.command.app import app  # needs what was just looked for
 
     app()
 

@@ -1,4 +1,4 @@
-"""Discovery: what lies as a file in a package is registered, and nothing else needs editing."""
+"""Discovery: a module in a package of tasks or arms is registered by being there."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import TypeVar
 from infobatch.lab.errors import LabError
 
 T = TypeVar("T")
+SHARED = "base"
+"""The module of a package that holds what the others share."""
 
 
 def discover(package: ModuleType, attribute: str, kind: type[T]) -> dict[str, T]:
     """Collect `module.<attribute>` from every module of a package, by its `name`, sorted.
 
     Raises:
-        TypeError: a module of the package lacks the attribute, or has it with another type than
-            `kind` or a tuple of them.
+        TypeError: a module lacks the attribute, or it is neither a `kind` nor a tuple of them.
     """
     found: dict[str, T] = {}
     for info in pkgutil.iter_modules(package.__path__):
+        if info.name == SHARED:
+            continue
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         entry = getattr(module, attribute, None)
         entries = entry if isinstance(entry, tuple) else (entry,)
@@ -34,11 +37,7 @@ def discover(package: ModuleType, attribute: str, kind: type[T]) -> dict[str, T]
 
 
 def choose(name: str, choices: Mapping[str, T], *, what: str) -> T:
-    """The entry of that name.
-
-    Raises:
-        LabError: there is none; the message lists the names that exist.
-    """
+    """The entry of that name, or a LabError that lists the names that exist."""
     if name not in choices:
         raise LabError(f"unknown {what} {name!r}; choose from: {', '.join(choices)}")
     return choices[name]

@@ -8,11 +8,11 @@ from tests.hosts.support import run_example
 from tests.lab.support import run_command
 
 from infobatch.lab.errors import LabError
-from infobatch.lab.results import read_results
-from infobatch.lab.segmentation import MODELS, build_segmenter
-from infobatch.lab.settings import Settings
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import initial_model
 from infobatch.lab.tasks import all_tasks
-from infobatch.lab.train import initial_model
+from infobatch.lab.tasks.camvid.models import MODELS, build_segmenter
 
 CAMVID = all_tasks()["camvid"]
 ARMS = "full,infobatch,infobatch-quantile,random,kakurenbo,es,selective-backprop,bls"

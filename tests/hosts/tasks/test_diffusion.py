@@ -8,17 +8,22 @@ import pytest
 import torch
 from tests.lab.support import run_command
 
-from infobatch.lab import denoising
-from infobatch.lab.arm import ArmContext
 from infobatch.lab.arms import all_arms
-from infobatch.lab.data import TensorData
-from infobatch.lab.denoising import LEVELS, build_denoiser, frechet_distance, level_of
+from infobatch.lab.arms.base import ArmContext
 from infobatch.lab.errors import LabError
-from infobatch.lab.results import read_results
-from infobatch.lab.settings import Settings
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import TrainingRun
 from infobatch.lab.tasks import all_tasks
 from infobatch.lab.tasks import diffusion as module
-from infobatch.lab.train import TrainingRun
+from infobatch.lab.tasks.base.data import TensorData
+from infobatch.lab.tasks.diffusion import denoising
+from infobatch.lab.tasks.diffusion.denoising import (
+    LEVELS,
+    build_denoiser,
+    frechet_distance,
+    level_of,
+)
 
 TASK = all_tasks()["diffusion"]
 SMALL = {"width": 8, "epochs": 4, "batch_size": 20, "eval_every": 0, "device": "cpu", "data": ""}

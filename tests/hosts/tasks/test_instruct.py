@@ -11,17 +11,17 @@ from tests.hosts.support import ROOT, run_example
 from tests.lab.support import run_command
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from infobatch.lab.arm import ArmContext
 from infobatch.lab.arms import all_arms
-from infobatch.lab.datasets.instructions import Record
+from infobatch.lab.arms.base import ArmContext
 from infobatch.lab.errors import LabError
-from infobatch.lab.instructions import encode, learn_tokenizer, prompt_tokens
-from infobatch.lab.results import read_results
-from infobatch.lab.settings import Settings
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import TrainingRun
 from infobatch.lab.tasks import all_tasks
+from infobatch.lab.tasks.base.text import IGNORED
 from infobatch.lab.tasks.instruct import BATCH_OF_TEST, answer_loss, answers, evaluate
-from infobatch.lab.text import IGNORED
-from infobatch.lab.train import TrainingRun
+from infobatch.lab.tasks.instruct.records import Record
+from infobatch.lab.tasks.instruct.sequences import encode, learn_tokenizer, prompt_tokens
 
 ARMS = "full,fewer-epochs,infobatch,infobatch-quantile,random,kakurenbo,es,selective-backprop,bls"
 WORDS = ("apple", "bread", "cloud", "drum", "earth", "flute", "grass", "house", "island", "juice")

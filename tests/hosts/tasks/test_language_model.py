@@ -14,14 +14,14 @@ import pytest
 import torch
 from tests.lab.support import run_command
 
-from infobatch.lab.datasets.corpora import read_corpus
 from infobatch.lab.errors import LabError
-from infobatch.lab.results import read_results
-from infobatch.lab.settings import Settings
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import initial_model
 from infobatch.lab.tasks import all_tasks
+from infobatch.lab.tasks.base.text import IGNORED, SPECIAL, train_tokenizer
 from infobatch.lab.tasks.language_model import load, loss
-from infobatch.lab.text import IGNORED, SPECIAL, train_tokenizer
-from infobatch.lab.train import initial_model
+from infobatch.lab.tasks.language_model.corpora import read_corpus
 
 TASK = all_tasks()["language-model"]
 ROOT = Path(__file__).resolve().parents[3]

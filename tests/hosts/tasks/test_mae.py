@@ -9,20 +9,20 @@ import pytest
 import torch
 from tests.lab.support import run_command
 
-from infobatch.lab.arm import ArmContext
 from infobatch.lab.arms import all_arms
+from infobatch.lab.arms.base import ArmContext
 from infobatch.lab.errors import LabError
-from infobatch.lab.masked import (
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import TrainingRun
+from infobatch.lab.tasks import all_tasks
+from infobatch.lab.tasks.mae.masked import (
     Classifier,
     build_autoencoder,
     fine_tuned,
     masked_error,
     sine_positions,
 )
-from infobatch.lab.results import read_results
-from infobatch.lab.settings import Settings
-from infobatch.lab.tasks import all_tasks
-from infobatch.lab.train import TrainingRun
 
 TASK = all_tasks()["mae"]
 TASK = replace(TASK, evaluate=replace(TASK.evaluate, scale=replace(TASK.evaluate.scale, epochs=2)))

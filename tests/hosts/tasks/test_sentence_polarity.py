@@ -12,13 +12,13 @@ import torch
 from sklearn.model_selection import train_test_split
 from tests.lab.support import run_command
 
-from infobatch.lab.datasets.sentence_polarity import read_sentence_polarity
 from infobatch.lab.errors import LabError
-from infobatch.lab.results import read_results
-from infobatch.lab.settings import Settings
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import initial_model
 from infobatch.lab.tasks import all_tasks
-from infobatch.lab.text import SPECIAL, train_tokenizer
-from infobatch.lab.train import initial_model
+from infobatch.lab.tasks.base.text import SPECIAL, train_tokenizer
+from infobatch.lab.tasks.sentence_polarity import read_sentence_polarity
 
 TASK = all_tasks()["sentence-polarity"]
 ROOT = Path(__file__).resolve().parents[3]

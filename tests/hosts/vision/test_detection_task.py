@@ -12,14 +12,14 @@ from ultralytics.utils import nms
 from ultralytics.utils.loss import v8DetectionLoss
 
 from infobatch.integrations.ultralytics import per_image_losses
-from infobatch.lab.detection import (
+from infobatch.lab.run.results import read_results
+from infobatch.lab.tasks import all_tasks
+from infobatch.lab.tasks.detection.yolo import (
     Detections,
     build_detector,
     image_loss,
     mean_average_precision,
 )
-from infobatch.lab.results import read_results
-from infobatch.lab.tasks import all_tasks
 
 DETECTION = all_tasks()["detection"]
 ARMS = "full,infobatch,infobatch-quantile,random,kakurenbo,es,selective-backprop,bls"

@@ -9,11 +9,16 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from infobatch.lab.datasets.camvid import LabelledImages, halved, read_camvid
 from infobatch.lab.errors import LabError
-from infobatch.lab.images import ImageInputs
-from infobatch.lab.segmentation import IGNORED, SegmentationInputs, image_loss, mean_iou
 from infobatch.lab.tasks import all_tasks
+from infobatch.lab.tasks.base.images import ImageInputs
+from infobatch.lab.tasks.camvid.reader import LabelledImages, halved, read_camvid
+from infobatch.lab.tasks.camvid.segmentation import (
+    IGNORED,
+    SegmentationInputs,
+    image_loss,
+    mean_iou,
+)
 
 CAMVID = all_tasks()["camvid"]
 PLAIN = ImageInputs((0.0, 0.0, 0.0), (1 / 255,) * 3)  # colours as they are stored

@@ -7,11 +7,11 @@ import pytest
 import torch
 from tests.lab.tasks.voc_data import squares, write_annotation, write_voc
 
-from infobatch.lab.datasets.voc import BoxedImage, read_voc
-from infobatch.lab.detection import BoxData, BoxInputs, box_data
 from infobatch.lab.errors import LabError
-from infobatch.lab.images import ImageInputs
 from infobatch.lab.tasks import all_tasks
+from infobatch.lab.tasks.base.images import ImageInputs
+from infobatch.lab.tasks.detection.boxes import BoxData, BoxInputs, box_data
+from infobatch.lab.tasks.detection.voc import BoxedImage, read_voc
 
 DETECTION = all_tasks()["detection"]
 PLAIN = ImageInputs((0.0, 0.0, 0.0), (1 / 255,) * 3)  # colours as they are stored

@@ -10,15 +10,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tests.lab.support import finish, run_command, training_run
 
-from infobatch.lab.datasets.image_folder import Crops, read_image_folder
 from infobatch.lab.errors import LabError
-from infobatch.lab.images import Images
-from infobatch.lab.mixing import Mixed, mix, mixed_cross_entropy
-from infobatch.lab.resnet import large_resnet18, large_resnet50
-from infobatch.lab.results import read_results
-from infobatch.lab.settings import Settings
+from infobatch.lab.run.results import read_results
+from infobatch.lab.run.settings import Settings
+from infobatch.lab.run.train import load_checkpoint, save_state
 from infobatch.lab.tasks import all_tasks
-from infobatch.lab.train import load_checkpoint, save_checkpoint
+from infobatch.lab.tasks.base.images import Images
+from infobatch.lab.tasks.base.resnet import resnet18, resnet50
+from infobatch.lab.tasks.imagenet.folders import Crops, read_image_folder
+from infobatch.lab.tasks.imagenet.mixing import Mixed, mix, mixed_cross_entropy
 
 IMAGENET = all_tasks()["imagenet"]
 OPTIONS = {"image-size": "16", "smallest-crop": "0.5", "workers": "0"}
@@ -146,8 +146,7 @@ def damaged(folder, tmp_path, part):
     return bad
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize(("part", "workers"), [("train", "2"), ("val", "0")])
 def test_an_unreadable_image_stops_the_run_and_is_named(folder, tmp_path, part, workers):
     bad = damaged(folder, tmp_path, part)
     run = run_of("infobatch", tmp_path, workers=workers)
@@ -233,11 +232,9 @@ def test_mixed_runs_score_the_mixed_target_and_refuse_arms_that_need_one_label(k
 # ------------------------------------------------------------------ models
 
 
-@pytest.mark.parametrize(
-    ("build", "parameters"), [(large_resnet18, 11_689_512), (large_resnet50, 25_557_032)]
-)
+@pytest.mark.parametrize(("build", "parameters"), [(resnet18, 11_689_512), (resnet50, 25_557_032)])
 def test_the_resnets_are_those_of_imagenet(build, parameters):
-    model = build(Images(3, 1000, 224), 64)
+    model = build(Images(3, 1000, 224), 64, large=True)
     assert sum(p.numel() for p in model.parameters()) == parameters
     features = model.stem(torch.zeros(1, 3, 64, 64))
     assert features.shape == (1, 64, 16, 16)
@@ -256,18 +253,20 @@ def test_models_of_other_libraries_may_be_named_and_are_needed_only_then(folder)
 # ------------------------------------------------------------------ end to end
 
 
-@pytest.mark.parametrize("arm", ["full", "infobatch", "random", "kakurenbo", "es", "static-el2n"])
-def test_arms_of_every_kind_run_from_the_command_line(arm, folder, tmp_path):
+def test_arms_of_every_kind_run_from_the_command_line(folder, tmp_path):
     words = [word for name, value in OPTIONS.items() for word in ("--option", f"{name}={value}")]
     result = run_command(
         *("compare", "--task", "imagenet", "--data-dir", str(folder), "--model", "resnet18"),
         *("--width", "4", "--epochs", "4", "--batch-size", "30", "--seeds", "1", "--threads", "1"),
-        *("--arms", arm, "--cost", "0.9", "--out", str(tmp_path), *words),
+        *("--arms", "infobatch,kakurenbo,es,static-el2n", "--cost", "0.9"),
+        *("--out", str(tmp_path), *words),
     )
     assert result.exit_code == 0, result.output
-    (run,) = read_results(tmp_path)
-    assert run.settings.options["image-size"] == "16"
-    assert set(run.more) == {"top-5 accuracy", "unreadable images"}
+    runs = read_results(tmp_path)
+    assert {run.arm for run in runs} == {"infobatch", "kakurenbo", "es", "static-el2n"}
+    for run in runs:
+        assert run.settings.options["image-size"] == "16"
+        assert set(run.more) == {"top-5 accuracy", "unreadable images"}
 
 
 def test_it_learns_and_a_resumed_run_ends_as_one_that_was_never_interrupted(folder, tmp_path):
@@ -279,7 +278,7 @@ def test_it_learns_and_a_resumed_run_ends_as_one_that_was_never_interrupted(fold
     interrupted = run_of("infobatch", folder, changes=changes, **options)
     for _ in range(3):
         interrupted.run_epoch()
-    save_checkpoint(interrupted, tmp_path / "run.pt")
+    save_state(interrupted.state_dict(), tmp_path / "run.pt")
     resumed = run_of("infobatch", folder, changes=changes, workers="1", **options)
     assert load_checkpoint(resumed, tmp_path / "run.pt")
     assert torch.equal(weights(finish(resumed)), weights(straight))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tests.lab.support import run_command
 
-from infobatch.lab import instructions
-from infobatch.lab.datasets.instructions import Record, final_answer, read_alpaca, read_gsm8k
 from infobatch.lab.errors import LabError
-from infobatch.lab.instructions import choose_records, features_of, prompt
+from infobatch.lab.tasks.instruct import choice
+from infobatch.lab.tasks.instruct.choice import choose_records, features_of
+from infobatch.lab.tasks.instruct.records import Record, final_answer, read_alpaca, read_gsm8k
+from infobatch.lab.tasks.instruct.sequences import prompt
 
 TOPICS = ("rivers of Europe", "prime numbers", "baking bread")
 
@@ -91,7 +92,7 @@ def test_what_to_fetch_from_where_is_said_before_anything_else_is_needed(tmp_pat
     result = run_command("compare", "--task", "instruct", "--out", str(tmp_path))
     assert result.exit_code == 2
     assert "Download alpaca_data.json from https://github.com/tatsu-lab" in result.stderr
-    with pytest.raises(LabError, match=r"no train.jsonl and test.jsonl found in .*grade-school"):
+    with pytest.raises(LabError, match=r"no data of instruct found in .*grade-school"):
         read_gsm8k(tmp_path)
 
 
@@ -162,7 +163,7 @@ def records(count=300):
 def test_a_coreset_is_so_many_records_in_their_order_and_always_the_same(
     coreset, part, monkeypatch
 ):
-    monkeypatch.setattr(instructions, "PART", part)
+    monkeypatch.setattr(choice, "PART", part)
     everything = records()
     chosen = choose_records(everything, coreset)
     places = [everything.index(record) for record in chosen]

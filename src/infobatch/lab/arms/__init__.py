@@ -1,18 +1,18 @@
-"""The arms: each file defines `ARM`, one of them or a tuple of a family."""
+"""The arms: each file but `base` defines `ARM`, one of them or a tuple of a family."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from infobatch.lab.arm import Arm
+from infobatch.lab.arms.base import Arm
 from infobatch.lab.errors import LabError
 from infobatch.lab.registry import discover
 
 REFERENCE = "full"
 """The arm that every other is compared with."""
 COST = "infobatch"
-"""The arm whose realised cost the others spend where no cost is given."""
+"""The arm whose realised cost the others match where no cost is given."""
 FEWER_EPOCHS = "fewer-epochs"
 """The line to beat."""
 DEFAULT = (REFERENCE, FEWER_EPOCHS, COST, "infobatch-quantile", "proportional", "random")
@@ -47,13 +47,8 @@ def expand(names: Sequence[str]) -> list[str]:
 def choose_arms(names: Sequence[str], *, costs: Sequence[float] = ()) -> list[Arm]:
     """The named arms in running order, and the `infobatch` arm if others need its cost.
 
-    Args:
-        names: of arms or families; an arm's settings may stand behind its name, as in
-            `name+setting=value`.
-        costs: as given by `--cost`; with them no arm needs another's.
-
-    Raises:
-        LabError: a name is unknown, or an arm has no such setting.
+    Names are of arms or families; an arm's settings may stand behind its name, as in
+    `name+setting=value`. With costs, as given by `--cost`, no arm needs another's.
     """
     arms = all_arms()
     chosen: dict[str, Arm] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from infobatch import BatchPruner, DataPruner
-from infobatch.lab.arm import FORWARD_COST, Arm, ArmContext, ArmRun, InBatch
+from infobatch.lab.arms.base import FORWARD_COST, Arm, ArmContext, ArmRun, InBatch
 from infobatch.policies import (
     ES,
     BatchPolicy,
@@ -18,8 +18,7 @@ from infobatch.policies import (
 def start(context: ArmContext, *, policy: BatchPolicy, name: str, by_error: bool = False) -> ArmRun:
     """Full epochs, of which a part is trained on; with InfoBatch's warm-up and annealing.
 
-    Raises:
-        LabError: the forward passes alone cost more than what is there to spend.
+    Refused where the forward passes alone cost more than the run may.
     """
     active = context.pruned()
     keep_ratio = context.part_of_pruned_epochs(active) - FORWARD_COST

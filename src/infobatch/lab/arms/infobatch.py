@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from infobatch import InfoBatch
-from infobatch.lab.arm import Arm, ArmContext, ArmRun, exact_run
+from infobatch.lab.arms.base import Arm, ArmContext, ArmRun, exact_arm, exact_run
 from infobatch.lab.errors import LabError
-from infobatch.policies import (
-    PAPER_QUANTILES,
-    BudgetThreshold,
-    QuantileThresholds,
-)
+from infobatch.policies import PAPER_QUANTILES, BudgetThreshold, QuantileThresholds
 
 
 def mean(context: ArmContext) -> ArmRun:
@@ -41,11 +37,6 @@ def quantile(context: ArmContext) -> ArmRun:
     return ArmRun(context.epochs, pruner)
 
 
-def budget(context: ArmContext) -> ArmRun:
-    """The prune ratio is solved for in every epoch."""
-    return exact_run(context, BudgetThreshold(), "infobatch-budget")
-
-
 def groups(context: ArmContext) -> ArmRun:
     """The prune ratio is solved for in every epoch and within each class."""
     if context.labels is None:
@@ -61,7 +52,12 @@ def batch_level(context: ArmContext) -> ArmRun:
 ARM = (
     Arm("infobatch", "InfoBatch, pruning below the mean score", mean, cost="own"),
     Arm("infobatch-quantile", "InfoBatch, keep ratios by score quantile", quantile, cost="either"),
-    Arm("infobatch-budget", "InfoBatch, prune ratio solved for the cost", budget, family="dynamic"),
+    exact_arm(
+        "infobatch-budget",
+        "InfoBatch, prune ratio solved for the cost",
+        lambda _: BudgetThreshold(),
+        family="dynamic",
+    ),
     Arm("infobatch-groups", "infobatch-budget within each class", groups, family="extras"),
     Arm("bls", "infobatch-budget where only batch means are known", batch_level, family="dynamic"),
 )

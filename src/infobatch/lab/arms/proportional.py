@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from infobatch._core.budget import RatioSchedule
-from infobatch.lab.arm import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
+from infobatch.lab.arms.base import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
 from infobatch.lab.errors import LabError
 from infobatch.policies import CappedWeights, Policy, ProportionalSampling
 from infobatch.policies.proportional import Bound

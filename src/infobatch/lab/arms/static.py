@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from infobatch import DataPruner
-from infobatch.lab.arm import FORWARD_COST, Arm, ArmContext, ArmRun, Proxy
+from infobatch.lab.arms.base import FORWARD_COST, Arm, ArmContext, ArmRun, Proxy
 from infobatch.lab.coresets import METHODS, Coreset
 from infobatch.policies import FullData
 
@@ -16,8 +16,7 @@ PROXY_PART = 0.1
 def start(context: ArmContext, *, method: str, name: str) -> ArmRun:
     """The proxy's epochs and its scoring pass come off the cost; the rest pays for the coreset.
 
-    Raises:
-        LabError: the proxy alone costs more than what is there to spend.
+    Refused where the proxy alone costs more than the run may.
     """
     epochs = 0 if method == "random" else max(1, round(PROXY_PART * context.epochs))
     spent = epochs + (FORWARD_COST if epochs else 0.0)

@@ -3,8 +3,8 @@
     coreset = coresets.choose("el2n", evidence, keep=25_000)
     pruner = DataPruner(train_set, num_epochs, coreset.policy, warmup_epochs=0, delta=1.0)
 
-One file per method. All choose within classes, in proportion to their sizes. Numpy alone, but for
-GradMatch, which uses scikit-learn's matching pursuit. The proxy run is a cost: count it.
+All methods choose within classes, in proportion to their sizes. Most are described together in
+DeepCore (Guo, Zhao and Bai, 2022, arXiv 2204.08499). The proxy run is a cost: count it.
 """
 
 from __future__ import annotations
@@ -13,41 +13,36 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from infobatch.lab.coresets import (
-    contextual_diversity,
-    craig,
-    dataset_quantization,
+from infobatch.lab.coresets.evidence import Coreset, Evidence, Method, check_keep
+from infobatch.lab.coresets.geometry import contextual_diversity, dq, herding, k_center
+from infobatch.lab.coresets.gradients import craig, glister, grad_match
+from infobatch.lab.coresets.scores import (
     deepfool,
     el2n,
     entropy,
     forgetting,
-    glister,
-    grad_match,
     grand,
-    herding,
-    k_center,
     least_confidence,
     margin,
     random,
 )
-from infobatch.lab.coresets.evidence import Coreset, Evidence, Method, check_keep
 
 METHODS: Mapping[str, Method] = {
-    "random": random.select,
-    "el2n": el2n.select,
-    "grand": grand.select,
-    "forgetting": forgetting.select,
-    "least-confidence": least_confidence.select,
-    "entropy": entropy.select,
-    "margin": margin.select,
-    "deepfool": deepfool.select,
-    "herding": herding.select,
-    "k-center": k_center.select,
-    "contextual-diversity": contextual_diversity.select,
-    "craig": craig.select,
-    "grad-match": grad_match.select,
-    "glister": glister.select,
-    "dq": dataset_quantization.select,
+    "random": random,
+    "el2n": el2n,
+    "grand": grand,
+    "forgetting": forgetting,
+    "least-confidence": least_confidence,
+    "entropy": entropy,
+    "margin": margin,
+    "deepfool": deepfool,
+    "herding": herding,
+    "k-center": k_center,
+    "contextual-diversity": contextual_diversity,
+    "craig": craig,
+    "grad-match": grad_match,
+    "glister": glister,
+    "dq": dq,
 }
 """Every method by name."""
 
@@ -55,13 +50,7 @@ __all__ = ["METHODS", "Coreset", "Evidence", "choose"]
 
 
 def choose(method: str, evidence: Evidence, keep: int, *, seed: int = 0) -> Coreset:
-    """Choose a coreset.
-
-    Args:
-        method: a name of `METHODS`.
-        evidence: of a proxy run.
-        keep: how many samples, at least one of each class.
-        seed: of the draws, where the method makes any.
+    """Choose `keep` samples, at least one of each class, by one of `METHODS`.
 
     Raises:
         ValueError: no such method, or so many samples cannot be chosen.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,37 +89,33 @@ class Coreset:
     indices: NDArray[np.int64]
     weights: NDArray[np.float64] | None = None
 
+    @classmethod
+    def of(cls, parts: Sequence[NDArray[np.integer]]) -> Coreset:
+        """The rows of all parts, in order."""
+        return cls(np.sort(np.concatenate(parts)).astype(np.int64))
+
+    @classmethod
+    def weighted(
+        cls, parts: Sequence[NDArray[np.integer]], weights: Sequence[NDArray[np.float64]]
+    ) -> Coreset:
+        """The rows of all parts, with their weights brought to mean 1."""
+        weight = np.concatenate(weights)
+        return cls(np.concatenate(parts).astype(np.int64), weight / weight.mean())
+
     @property
     def policy(self) -> FixedSubset:
         """For `DataPruner(..., coreset.policy, warmup_epochs=0, delta=1.0)`."""
         return FixedSubset(self.indices, self.weights)
 
 
-class Method(Protocol):
-    """A way to choose a coreset. Draws, if any, come from `rng` alone."""
-
-    def __call__(self, evidence: Evidence, keep: int, rng: np.random.Generator) -> Coreset:
-        """Choose `keep` samples, at least one of each class."""
-        ...
+Method = Callable[[Evidence, int, np.random.Generator], Coreset]
+"""(evidence, keep, rng) -> `keep` samples, at least one of each class; draws come from `rng`."""
 
 
 def check_keep(evidence: Evidence, keep: int) -> int:
-    """Check the size of a coreset.
-
-    Raises:
-        ValueError: fewer than one sample per class, or more than there are.
-    """
+    """Raise a ValueError if a coreset of that size cannot have a sample of each class."""
     classes = len(np.unique(evidence.labels))
     return check_int("keep", keep, at_least=classes, at_most=len(evidence))
-
-
-def highest(evidence: Evidence, scores: NDArray[np.floating], keep: int) -> Coreset:
-    """The samples of each class with the highest scores (N,); the first among equals."""
-    chosen = [
-        rows[np.argsort(-scores[rows], kind="stable")[:quota]]
-        for rows, quota in evidence.quotas(keep)
-    ]
-    return Coreset(np.sort(np.concatenate(chosen)).astype(np.int64))
 
 
 def squared_distances(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,11 +1,11 @@
-"""The tasks: one file each, and each file defines `TASK`."""
+"""The tasks: each file or folder but `base` defines `TASK`, one of them or a tuple."""
 
 from __future__ import annotations
 
 import sys
 
 from infobatch.lab.registry import discover
-from infobatch.lab.task import Task
+from infobatch.lab.tasks.base.task import Task
 
 
 def all_tasks() -> dict[str, Task]:

@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from infobatch.lab.data import TaskData, TensorData
-from infobatch.lab.images import ImageInputs, Images, accuracy, cross_entropy
-from infobatch.lab.models import ADAPTIVE, MODELS, build_model
-from infobatch.lab.task import Task
+from infobatch.lab.tasks.base.data import TaskData, TensorData
+from infobatch.lab.tasks.base.images import ImageInputs, Images, accuracy, cross_entropy
+from infobatch.lab.tasks.base.models import ADAPTIVE, MODELS, build_model
+from infobatch.lab.tasks.base.task import Task
 
 
 def load(_data_dir: Path | None) -> TensorData:
@@ -53,12 +53,14 @@ TASK = Task(
     batch_size=128,
     lr=0.2,
     model="digits-cnn",
-    threads=1,  # so small a network only waits for a second one
     load=load,
     build=build,
     models=tuple(MODELS),
     prepare=ImageInputs(mean=(0.305,), std=(0.376,)),
     strong=ImageInputs((0.305,), (0.376,), crop_padding=1, erase=3, contrast=0.4),
+    optimizer="sgd",
+    weight_decay=5e-4,
+    label_smoothing=0.1,
     loss=cross_entropy,
     evaluate=accuracy,
     by_class_logits=True,

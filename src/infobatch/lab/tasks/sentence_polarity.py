@@ -1,28 +1,73 @@
-"""Sentence polarity: is a sentence of a film review kind? Pang and Lee, 2005, arXiv cs/0506075.
+"""Sentence polarity: is a sentence of a film review positive?
 
-A small transformer from scratch, on tokens of a tokenizer that has seen the training part alone.
+Pang and Lee, 2005, arXiv cs/0506075: 10,662 sentences, half of them positive. A small transformer
+from scratch, on tokens of a tokenizer that has seen the training part alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from infobatch.lab.data import TaskData
-from infobatch.lab.datasets.sentence_polarity import CLASSES, read_sentence_polarity
 from infobatch.lab.errors import LabError
-from infobatch.lab.images import accuracy, cross_entropy
-from infobatch.lab.options import whole_number
-from infobatch.lab.task import Metric, Option, Task
-from infobatch.lab.text import SPECIAL, TextData, train_tokenizer
+from infobatch.lab.tasks.base.data import TaskData
+from infobatch.lab.tasks.base.files import find_text, find_texts, read_jsonl, read_lines, search
+from infobatch.lab.tasks.base.images import accuracy, cross_entropy
+from infobatch.lab.tasks.base.task import Metric, Option, Task
+from infobatch.lab.tasks.base.text import SPECIAL, TextData, train_tokenizer
 
+CLASSES = ("negative", "positive")
 HEADS, LAYERS, WIDTH = 4, 1, 64
+
+_HOW_TO_GET = (
+    'Download "sentence polarity dataset v1.0" from '
+    "https://www.cs.cornell.edu/people/pabo/movie-review-data/, unpack it in {folder}, and give "
+    "--data-dir {folder}. Also read: sentence_polarity.jsonl with label and text on each line."
+)
+
+
+# ------------------------------------------------------------------ data
+
+
+def read_sentence_polarity(data_dir: Path | None) -> tuple[list[str], list[int]]:
+    """Sentences and their labels, 1 for positive; the positive ones of the official files first.
+
+    Read are the official rt-polarity.pos and rt-polarity.neg, in Latin-1, in a folder or in
+    rt-polaritydata/ there, and sentence_polarity.jsonl with {"label": 0 or 1, "text": ...} a line.
+    """
+    return search("sentence-polarity", data_dir, _HOW_TO_GET, _read, "rt-polaritydata")
+
+
+def _read(folder: Path) -> tuple[list[str], list[int]] | None:
+    if official := find_texts(folder, "rt-polarity.pos", "rt-polarity.neg"):
+        pairs = [
+            (line, label)
+            for path, label in zip(official, (1, 0), strict=True)
+            for _, line in read_lines(path, "latin-1")
+        ]
+    elif path := find_text(folder, "sentence_polarity.jsonl"):
+        pairs = [_labelled(entry, f"{path}, line {number}") for number, entry in read_jsonl(path)]
+    else:
+        return None
+    texts, labels = [text for text, _ in pairs], [label for _, label in pairs]
+    fewest = min(labels.count(label) for label in (0, 1))
+    if fewest < 5:
+        raise LabError(f"{folder} must hold at least 5 sentences of each class, got {fewest}")
+    return texts, labels
+
+
+def _labelled(entry: Mapping[str, Any], place: str) -> tuple[str, int]:
+    text, label = entry.get("text"), entry.get("label")
+    if not isinstance(text, str) or not text.strip() or label not in (0, 1):
+        raise LabError(
+            f'{place}: "text" must be a sentence and "label" 0 or 1, got {text!r} and {label!r}'
+        )
+    return text.strip(), int(label)
 
 
 def load(data_dir: Path | None, vocabulary: int, length: int) -> TextData:
@@ -57,6 +102,9 @@ def prepare(
     return rows[:, :longest].long(), targets
 
 
+# ------------------------------------------------------------------ model
+
+
 class SentenceClassifier(nn.Module):
     """Embedded tokens and places, a transformer layer, and the mean over a sentence's tokens."""
 
@@ -84,7 +132,7 @@ class SentenceClassifier(nn.Module):
 
 
 def build(_name: str, width: int | None, data: TaskData) -> nn.Module:
-    """As wide as asked for; 0.3 million parameters at width 64, most of them the tokens'."""
+    """0.3 million parameters at width 64, most of them the tokens'."""
     text = cast(TextData, data)
     width = WIDTH if width is None else width
     if width % HEADS:
@@ -92,36 +140,35 @@ def build(_name: str, width: int | None, data: TaskData) -> nn.Module:
     return SentenceClassifier(text.vocabulary, text.train_inputs.shape[1], width)
 
 
-def _remake(values: Mapping[str, str]) -> Task:
-    vocabulary = whole_number(values, "vocabulary", at_least=257)
-    length = whole_number(values, "length", at_least=1)
-    return replace(TASK, load=lambda data_dir: load(data_dir, vocabulary, length))
+# ------------------------------------------------------------------ task
+
+OPTIONS = {
+    "vocabulary": Option("4000", "tokens of the tokenizer, at least 257", kind=int, at_least=257),
+    "length": Option("48", "tokens of a sentence that are read", kind=int, at_least=1),
+}
 
 
-TASK = Task(
+def _of_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    vocabulary, length = values["vocabulary"], values["length"]
+    return {"load": lambda data_dir: load(data_dir, vocabulary, length)}
+
+
+TASK = Task.with_defaults(
+    OPTIONS,
+    _of_options,
     name="sentence-polarity",
     description="sentence polarity (film reviews), 10,662 sentences, 2 classes",
     epochs=5,
     batch_size=64,
     lr=1e-3,
     model="transformer",
-    threads=1,
     models=("transformer",),
-    load=lambda data_dir: load(data_dir, 4000, 48),
     build=build,
     prepare=prepare,
     loss=cross_entropy,
     evaluate=accuracy,
     metric=Metric(margin=1.0),
-    optimizer="adamw",
-    weight_decay=0.05,
-    label_smoothing=0.0,
     grad_clip=1.0,
     batch_of_test=256,
     by_class_logits=True,
-    options={
-        "vocabulary": Option("4000", "tokens of the tokenizer, at least 257"),
-        "length": Option("48", "tokens of a sentence that are read"),
-    },
-    remake=_remake,
 )

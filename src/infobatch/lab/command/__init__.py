@@ -1,0 +1,1 @@
+"""The command line: options in, settings out, errors in words."""
