@@ -54,14 +54,14 @@ class Ours:
         pruner = self.pruner
         pruner.load_state_dict(self._before)
         # A sharded pruner plans when the epoch before ends, and has its plan in its state.
-        pruner._running = pruner._epoch_from(pruner.epoch)
+        pruner._run.plan_anew()
         return pruner
 
     def plan(self) -> float:
         """Plan the epoch and look up all weights, in stretches as `update` does."""
         pruner = self.rewind()
         start = cpu_clock()
-        share = pruner._prepare().share
+        share = pruner._run.prepare().share
         for position in range(0, len(share), WEIGHTS_AT_ONCE):
             share.weights(position, min(position + WEIGHTS_AT_ONCE, len(share)))
         return cpu_clock() - start

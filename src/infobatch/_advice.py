@@ -63,12 +63,11 @@ def warn_if_indistinct(
     )
 
 
-def warn_if_non_finite(record: EpochRecord) -> None:
+def warn_of_non_finite(record: EpochRecord) -> None:
     """Say how many losses of an epoch were no numbers."""
-    if record.non_finite:
-        warn_user(
-            f"epoch {record.epoch}: {record.non_finite} of {record.trained} samples had a NaN or "
-            "infinite loss; they are kept in the next epoch, as far as a budget allows, and "
-            "leave the threshold untouched",
-            NonFiniteLossWarning,
-        )
+    warn_user(
+        f"epoch {record.epoch}: {record.non_finite} of {record.trained} samples had a NaN or "
+        "infinite loss; they are kept in the next epoch, as far as a budget allows, and "
+        "leave the threshold untouched",
+        NonFiniteLossWarning,
+    )

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar, cast
 
+from numpy.typing import ArrayLike
+from torch.utils.data import BatchSampler
+
 from infobatch._core.budget import Budget, RatioSchedule, epoch_sizes, pruned_epochs
 from infobatch._core.policy import Policy
 from infobatch._core.validation import check_fraction, check_int
+from infobatch.policies import ProportionalSampling, WithinGroups
+from infobatch.policies.groups import check_groups
 
 _T = TypeVar("_T")
 
@@ -121,6 +127,67 @@ class Setting(Generic[_T]):
             "built; build a new pruner, and load_state_dict to go on with a run of the same "
             "settings"
         )
+
+
+def policy_for(
+    policy: Policy | None, budget: float | None, groups: ArrayLike | None, num_samples: int
+) -> Policy:
+    """The policy of a run, within groups if there are any.
+
+    Raises:
+        TypeError, ValueError: it must have a budget, or cannot; or the groups are not (N,).
+    """
+    if policy is None:
+        if budget is None:
+            raise TypeError(
+                "DataPruner needs a policy, such as infobatch.policies.MeanThreshold(0.5), or "
+                "budget=, such as 0.7, for which it has one"
+            )
+        policy = ProportionalSampling()
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            "policy must be an infobatch.policies.Policy with a method select(request), such as "
+            f"infobatch.policies.MeanThreshold(prune_ratio=0.5), got {policy!r}"
+        )
+    if budget is None and policy.needs_budget:
+        raise TypeError(
+            f"{policy!r} has to be told how many samples to keep: pass budget=, such as 0.7"
+        )
+    if budget is not None and not policy.takes_budget:
+        raise TypeError(
+            "budget= needs a policy that can be told how many samples to keep (one with "
+            "takes_budget), such as infobatch.policies.ProportionalSampling(), got "
+            f"{policy!r}"
+        )
+    if groups is None:
+        return policy
+    if len(check_groups(groups)) != num_samples:
+        raise ValueError(
+            f"groups must be one integer per sample: {num_samples}, got {len(check_groups(groups))}"
+        )
+    return WithinGroups(policy, groups)
+
+
+def checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:
+    """The user's own sampler, if there is one.
+
+    Raises:
+        TypeError: it does not yield the indices of single samples.
+    """
+    if isinstance(sampler, BatchSampler):
+        raise TypeError(
+            "sampler must yield the index of one sample at a time, got a "
+            f"{type(sampler).__name__}, which yields batches; pass the sampler inside it, and let "
+            "the loader form batches from pruner.sampler"
+        )
+    if sampler is not None and not (
+        hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
+    ):
+        raise TypeError(
+            "sampler must yield the indices of an epoch each time it is iterated, such as a "
+            f"torch.utils.data.Sampler, got {sampler!r}"
+        )
+    return sampler
 
 
 def describe_policy(policy: object) -> dict[str, Any]:

@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, SupportsIndex
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.utils.data import BatchSampler
 
-from infobatch import _advice as advice
-from infobatch._core.budget import RatioSchedule, part_of_run
+from infobatch._core.budget import RatioSchedule
 from infobatch._core.history import EpochRecord, metrics_of, saved_by, summary_of
 from infobatch._core.plan import EpochPlan
-from infobatch._core.planner import Planner, Size
 from infobatch._core.policy import Policy
 from infobatch._core.validation import check_int, length
-from infobatch._loading.batches import Record, RecordedBatches
-from infobatch._loading.ledger import Batch, ReadAhead
-from infobatch._loading.loader_facts import LoaderFacts
-from infobatch._loading.loops import Loops
+from infobatch._loading.batches import RecordedBatches
 from infobatch._loading.sampler import PlanSampler
 from infobatch._loading.streams import StreamFilter
-from infobatch._ranks.agreement import EPOCH_END, SYNCHRONIZE
-from infobatch._ranks.sharded import Sharded
-from infobatch._ranks.share import Share
-from infobatch._ranks.sharing import Sharing
-from infobatch._ranks.world import Ranks, World
-from infobatch._settings import Setting, Settings
+from infobatch._ranks.world import Ranks
+from infobatch._run import Run
+from infobatch._settings import Setting, Settings, checked_sampler, policy_for
 from infobatch._state.merge import merge
 from infobatch._state.snapshot import Snapshot
 from infobatch._step.compiled import outside_graphs
 from infobatch._step.rescale import Reduction, check_indices, check_losses, check_scores, rescale
-from infobatch._step.running import RunningEpoch
-from infobatch.errors import DistributedError, EpochError, MisalignedUpdateError, StateError
-from infobatch.policies import FixedSubset, FullData, ProportionalSampling, WithinGroups
-from infobatch.policies.groups import check_groups
+from infobatch.errors import MisalignedUpdateError, StateError
+from infobatch.policies import FullData
 
 
 class DataPruner:
@@ -127,17 +116,10 @@ class DataPruner:
         sharded: bool = False,
     ) -> None:
         num_samples = length(dataset)
-        if policy is None:
-            if budget is None:
-                raise TypeError(
-                    "DataPruner needs a policy, such as infobatch.policies.MeanThreshold(0.5), or "
-                    "budget=, such as 0.7, for which it has one"
-                )
-            policy = ProportionalSampling()
         settings = self._settings = Settings(
             num_samples,
             num_epochs,
-            _checked_policy(policy, budget, groups, num_samples),
+            policy_for(policy, budget, groups, num_samples),
             delta,
             seed,
             sampler is not None,
@@ -148,27 +130,9 @@ class DataPruner:
             batch_size,
             sharded,
         )
-        self._sharing = (Sharded if settings.sharded else Sharing)(
-            Ranks(process_group, rank, world_size), settings
-        )
-        self._planner = Planner(
-            settings.policy,
-            settings.num_epochs,
-            settings.pruned,
-            settings.seed,
-            score_ema=settings.score_ema,
-            order_source=_checked_sampler(sampler),
-        )
-        self._planner.start(self._sharing.rows(self._world()))
-        self._sampler = PlanSampler(
-            self._begin, self._remaining, self._set_epoch, self._has_begun, self._world
-        )
-        self._batch_size = settings.batch_size  # or that of the loader, once it is seen
-        self._loops = Loops()
-        self._filter: StreamFilter | None = None
-        self._history: list[EpochRecord] = []
-        self._running = self._epoch_from(0)
-        advice.warn_if_nothing_is_pruned(settings)
+        ranks = Ranks(process_group, rank, world_size)
+        self._run = Run(settings, ranks, checked_sampler(sampler))
+        self._sampler = self._run.sampler
 
     # ------------------------------------------------------------------ the training step
 
@@ -208,27 +172,23 @@ class DataPruner:
                 do not agree, or one did not come.
         """
         check_losses("losses", losses)
-        check_scores(scores, losses)
+        if scores is not None:
+            check_scores(scores, losses)
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-        if self.sampler.is_paused:
+        if self._sampler.is_paused:
             return rescale(losses, None, reduction)
         count = losses.shape[0]
-        batch = self._due(count if indices is None else None)
-        running = self._met()
-        ids, in_order = batch.ids, False
-        if indices is not None:
+        if indices is None:
+            running, batch = self._run.due(count)
+            weights, divisor = running.take(batch, losses, scores)
+        else:
+            running, batch = self._run.due(None)
             ids = check_indices(indices, count, self.num_samples)
             batch = running.placed(batch, ids)
-            in_order = batch.stop > batch.start
-        start = max(batch.start, running.position)
-        divisor = None if running.is_stream else running.share.divisor(start, start + count)
-        if ids is None:
-            weights = running.take(batch, losses, scores)
-        else:
-            weights = running.take_by_index(batch, losses, scores, ids, in_order=in_order)
+            weights, divisor = running.take_by_index(batch, losses, scores, ids)
         result = rescale(losses, weights, reduction, divisor)
-        self._advance(batch, count)
+        self._run.advance(batch, count)
         return result
 
     @outside_graphs
@@ -245,11 +205,11 @@ class DataPruner:
             MisalignedUpdateError: no such batch is due.
         """
         batch_size = check_int("batch_size", batch_size, at_least=1)
-        if self.sampler.is_paused:
+        if self._sampler.is_paused:
             return
-        batch = self._due(batch_size)
-        self._met().skip(batch, batch_size)
-        self._advance(batch, batch_size)
+        running, batch = self._run.due(batch_size)
+        running.skip(batch, batch_size)
+        self._run.advance(batch, batch_size)
 
     def batches(self, batch_sampler: Iterable[Sequence[int]]) -> RecordedBatches:
         """Let batches of your own making, of any size and in any order, be trained on.
@@ -271,41 +231,7 @@ class DataPruner:
         Raises:
             TypeError: it cannot be iterated.
         """
-        return RecordedBatches(batch_sampler, self.sampler, self._keeps_record)
-
-    def _keeps_record(self, record: Record) -> bool:
-        ledger = self._loops.current
-        return ledger is not None and ledger.loader.recorded is record
-
-    def _due(self, count: int | None) -> Batch:
-        """The batch whose losses are due; `count` is None where they come with indices."""
-        running = self._running
-        self._check_not_over()
-        batch = self._loops.due(running.position, count, running.epoch)
-        if count is not None:
-            running.check_placed(batch)
-        return batch
-
-    def _coming(self, count: int) -> tuple[Share, Batch]:
-        """This rank's share, and the next samples of it whose losses are due; for hosts."""
-        self._check_not_over()
-        batch = self._loops.coming(self._running.position, count)
-        return self._prepare().share, batch
-
-    def _met(self) -> RunningEpoch:
-        """The running epoch; the ranks have made sure, once, that they agree on what is shared."""
-        running = self._running if self._running.is_prepared else self._prepare()
-        self._sharing.meet_once(running, running.world)
-        return running
-
-    def _advance(self, batch: Batch, count: int) -> None:
-        running, loops = self._running, self._loops
-        running.advance(batch, count)
-        if running.is_stream:
-            return
-        loops.settle(batch)
-        if loops.is_complete(running.position, len(running.share)):
-            self._commit()
+        return RecordedBatches(batch_sampler, self.sampler, self._run.keeps_record)
 
     # ------------------------------------------------------------------ epochs
 
@@ -319,75 +245,7 @@ class DataPruner:
         Raises:
             DistributedError: under `sharded=True`, before all ranks have iterated their loaders.
         """
-        return self._prepare(may_talk=False).plan
-
-    def _world(self) -> World:
-        return self._sharing.ranks.world()
-
-    def _epoch_from(self, epoch: int, **where: Any) -> RunningEpoch:
-        """An epoch that has not been planned, or one of a saved state."""
-        return RunningEpoch(
-            epoch,
-            self._planner.record,
-            may_repeat=self._settings.own_sampler,
-            is_stream=self._filter is not None,
-            is_kept_apart=self._sharing.is_apart,
-            **where,
-        )
-
-    def _prepare(self, *, may_talk: bool = True) -> RunningEpoch:
-        """Plan the epoch that is due and share it out, where that has not been done.
-
-        That is when a loader is iterated, or its length or the plan is asked for; but where each
-        rank has a plan of its own, when the epoch before ends: ranks then talk to each other.
-        """
-        running, sharing, planner, world = (
-            self._running,
-            self._sharing,
-            self._planner,
-            self._world(),
-        )
-        if running.is_prepared:
-            if world == running.world:
-                return running
-            if running.position > 0:
-                raise DistributedError(
-                    f"this epoch was begun as {running.world}, but this process is now {world}; "
-                    "initialise or leave the process group between epochs"
-                )
-        samples = sharing.rows(world)
-        if samples != planner.samples:
-            if planner.scores.has_any:
-                raise DistributedError(
-                    f"this rank has the scores of {planner.samples}, but it is {world} now; "
-                    "initialise the process group before training"
-                )
-            planner.start(samples)
-            running.planned = None
-        if sharing.is_apart and world.size > 1 and not may_talk:
-            raise DistributedError(
-                "under sharded=True an epoch is planned by all ranks together; ask for its plan "
-                "after every rank has iterated its loader"
-            )
-        sizes = sharing.sizes(self._batch_size, world, [record.kept for record in self._history])
-        if running.planned is None:
-            batch_size = None if isinstance(self.policy, FixedSubset) else self._batch_size
-            size = sharing.size(running.epoch, batch_size, world, sizes)
-            add_up = sharing.add_up(running, world)
-            running.planned = planner.plan(running.epoch, size, add_up)
-        running.share_out(sharing.share(running, world, sizes), world)
-        return running
-
-    def _prepare_together(self) -> None:
-        """Prepare the next epoch now, where all ranks are, if they have to talk for it."""
-        if self._sharing.is_apart and self._running.epoch < self.num_epochs:
-            self._prepare()
-
-    def _full_share(self) -> Share:
-        """This rank's share of a pass over all samples that is not an epoch of the run."""
-        full, world = self._epoch_from(self.num_epochs), self._world()
-        full.planned = self._planner.plan(self.num_epochs, Size())
-        return self._sharing.share(full, world, None)
+        return self._run.prepare(may_talk=False).plan
 
     def stream_filter(self) -> StreamFilter:
         """For a stream of samples with ids: tells which of them this epoch leaves out.
@@ -408,104 +266,7 @@ class DataPruner:
                 "stream_filter needs the plan of the whole data set on every rank, which "
                 "sharded=True does not make; use sharded=False"
             )
-        if self._filter is None:
-            if self._running.position > 0:
-                raise MisalignedUpdateError(
-                    "stream_filter was called while an epoch is being trained through the "
-                    "sampler; call it before training"
-                )
-            self._filter = StreamFilter(self.num_samples)
-            self._running.is_stream = True
-            self._show_plan_to_stream()
-        return self._filter
-
-    def _show_plan_to_stream(self) -> None:
-        """Tell the filter of a stream, if there is one, that the plan is another now."""
-        if self._filter is not None and self._running.epoch < self.num_epochs:
-            self._filter.set_plan(self._prepare().plan)
-
-    def _begin(self, loader: LoaderFacts, ahead: ReadAhead) -> Iterator[int]:
-        """Start the epoch that is due, or start it again; called by the sampler."""
-        if self._filter is not None:
-            raise MisalignedUpdateError(
-                "this pruner plans for a stream (stream_filter was called), so its sampler is "
-                "not used; leave the sampler away, or build another pruner"
-            )
-        loader.check_usable(self.num_samples)
-        running, loops = self._running, self._loops
-        if self.sampler.is_paused or running.epoch >= self.num_epochs:
-            share = self._full_share()
-            return iter(share.ids(0, len(share)).tolist())
-        is_reset = loops.arrive(loader, running.position, running.epoch)
-        if running.position > 0 or running.is_over:
-            self._end_early()
-        if is_reset or not (loops.is_running and loops.has_drawn):
-            self._see_batch_size(loader.batch_size)
-        running = self._prepare()
-        if running.start and not loops.deliverable(loader, ahead, len(running.share)):
-            self._commit()  # resumed where only a batch that drop_last drops was left
-            running = self._prepare()
-        ledger = loops.enter(loader, ahead, len(running.share), is_reset=is_reset)
-        return ledger.draw(running.share.ids)
-
-    def _see_batch_size(self, size: int | None) -> None:
-        """Plan in whole batches of the loader from now on; also a plan that is not yet begun."""
-        if size is None or self.batch_size is not None or size == self._batch_size:
-            return
-        self._batch_size = size
-        running = self._running
-        if running.planned is None or running.has_begun or running.planned.selection.is_full:
-            return
-        self._running = self._epoch_from(running.epoch)
-        self._show_plan_to_stream()
-
-    def _remaining(self, batch_size: int | None) -> int:
-        """Number of samples of the epoch that runs, or that the next iteration hands out."""
-        if self.sampler.is_paused:
-            return len(self._full_share())
-        if (finishing := self._loops.still_finishing) is not None:
-            return finishing.total
-        self._settle()
-        if not self._sharing.is_apart and not self._loops.is_running:
-            self._see_batch_size(batch_size)
-        return len(self._prepare().share)
-
-    def _settle(self) -> None:
-        """Close an epoch whose loop has been left, where that takes no other rank."""
-        running = self._running
-        if (running.position or running.is_over) and self._has_left and self._world().size == 1:
-            self._end_early()
-
-    @property
-    def _has_left(self) -> bool:
-        """Whether an epoch is under way, and the loop over it has been left."""
-        ledger, running = self._loops.current, self._running
-        if running.is_stream or running.position == 0 or ledger is None:
-            return running.is_over
-        return ledger.is_left(running.position)
-
-    def _has_begun(self) -> bool:
-        return self._running.epoch > 0 or self._running.has_begun
-
-    def _set_epoch(self, epoch: int) -> None:
-        epoch = check_int("epoch", epoch, at_least=0)
-        if epoch == self._running.epoch + 1 and self._running.has_begun:
-            self._end_early()
-        if epoch != (due := self._running.epoch):
-            raise EpochError(
-                f"set_epoch({epoch}) was called, but epoch {due} (0-based) is due: every "
-                "epoch must be trained once, in order. To go on from a checkpoint, call "
-                "pruner.load_state_dict first and start the loop at pruner.epoch. If it is a host "
-                "that calls set_epoch with a count of its own (Accelerate, Fabric and MONAI do), "
-                "set pruner.sampler.host_counts_epochs = False"
-            )
-
-    def _check_not_over(self) -> None:
-        if self._running.epoch >= self.num_epochs:
-            raise EpochError(
-                f"all num_epochs={self.num_epochs} epochs are over, but training goes on; build "
-                "the pruner with the number of epochs that the run really has"
-            )
+        return self._run.start_stream()
 
     def end_epoch(self) -> None:
         """Close the current epoch now, whatever of it has been trained.
@@ -520,38 +281,7 @@ class DataPruner:
         Raises:
             EpochError: all `num_epochs` epochs of a stream are over.
         """
-        if self._filter is not None:
-            self._check_not_over()
-        elif self._running.epoch == self.num_epochs:
-            return  # a look past the end of the run may have been drawn
-        if self.sampler.is_paused:
-            return
-        if self._filter is not None or self._running.has_begun or self._loops.has_drawn:
-            self._end_early()
-        self._loops.finished = None
-
-    def _end_early(self) -> None:
-        if self._loops.current is not None:
-            self._loops.current.check_end(self._running.position)
-        self._commit()
-
-    def _commit(self) -> None:
-        """Close the current epoch: its scores count from now on."""
-        running, loops = self._prepare(), self._loops
-        if loops.current is not None and (tail := loops.current.left_out(running.position)):
-            running.end(tail)
-        running.flush()
-        totals = self._sharing.bring_together(running, EPOCH_END)
-        if not (running.is_stream or self._sharing.is_apart):
-            running.tally.left_out = running.left_out
-        self._history.append(running.tally.record(running.epoch, running.plan.threshold, *totals))
-        self._running = self._epoch_from(running.epoch + 1)
-        loops.close()
-        self._prepare_together()
-        self._show_plan_to_stream()
-        if running.world.rank == 0:
-            advice.warn_if_indistinct(self._settings, self._history, self._planner.scores.values)
-        advice.warn_if_non_finite(self._history[-1])
+        self._run.end_by_hand()
 
     def rescore(self, indices: Tensor | Sequence[int], scores: Tensor) -> None:
         """Take in fresh scores of samples that were passed forward and not trained on.
@@ -577,24 +307,20 @@ class DataPruner:
         ids = check_indices(indices, len(scores), self.num_samples)
         if len(scores):
             check_losses("scores", scores)
-        if self._running.has_begun or self._loops.has_drawn:
+        run = self._run
+        if run.running.has_begun or run.loops.has_drawn:
             raise MisalignedUpdateError(
                 "rescore was called within an epoch; call it between two epochs: after the last "
                 "update of one, and before the loader is iterated for the next"
             )
         values = scores.detach().float().cpu().numpy()
-        rows = self._planner.samples.rows(ids)
+        rows = run.planner.samples.rows(ids)
         if len(rows) and rows.min() < 0:
             raise MisalignedUpdateError(
                 f"samples {ids[rows < 0][:5].tolist()} belong to other ranks; under sharded=True "
                 "rescore those of pruner.plan.pruned"
             )
-        rows, values = self._sharing.rescored(self._prepare(), rows, values)
-        self._planner.record(rows, values, [len(rows)], trained=False)
-        self._running = self._epoch_from(self._running.epoch)
-        self._loops.forget()
-        self._prepare_together()
-        self._show_plan_to_stream()
+        run.rescore(rows, values)
 
     def synchronize(self) -> None:
         """Make the losses that have come so far in this epoch known to all ranks.
@@ -605,9 +331,7 @@ class DataPruner:
         Raises:
             DistributedError: the ranks do not stand at the same place, or one did not come.
         """
-        if self._running.position > 0 and not self._sharing.is_apart:
-            self._running.flush()
-            self._sharing.bring_together(self._running, SYNCHRONIZE)
+        self._run.synchronize()
 
     # ------------------------------------------------------------------ what can be read
 
@@ -617,13 +341,13 @@ class DataPruner:
 
         In one process an epoch whose loop has been left is over.
         """
-        self._settle()
-        return self._running.epoch
+        self._run.settle()
+        return self._run.running.epoch
 
     @property
     def is_within_epoch(self) -> bool:
         """Whether part of the current epoch has been trained on, so that only a rest is left."""
-        return self._running.has_begun
+        return self._run.running.has_begun
 
     @property
     def scores(self) -> Tensor:
@@ -632,14 +356,14 @@ class DataPruner:
         In a distributed run, as of the last exchange: the end of an epoch or `synchronize`.
         Under `sharded=True` (n,), of the samples rank, rank + world_size, ... that this rank owns.
         """
-        self._running.flush()
-        return torch.from_numpy(self._planner.scores.values.copy())
+        self._run.running.flush()
+        return torch.from_numpy(self._run.planner.scores.values.copy())
 
     @property
     def history(self) -> list[EpochRecord]:
         """One record per finished epoch; in one process also of one whose loop has been left."""
-        self._settle()
-        return list(self._history)
+        self._run.settle()
+        return list(self._run.history)
 
     @property
     def saved_fraction(self) -> float:
@@ -657,18 +381,13 @@ class DataPruner:
         `budget=`, where the size of every epoch is known, by their sizes: it then rises by as much
         with every sample, and a schedule that follows it is one over `total_steps`.
         """
-        self._settle()
-        kept = [record.kept for record in self._history]
-        sizes = self._sharing.sizes(self._batch_size, self._world(), kept)
-        return part_of_run(self.fractional_epoch, sizes or [1] * self.num_epochs)
+        self._run.settle()
+        return self._run.progress
 
     @property
     def fractional_epoch(self) -> float:
         """Finished epochs plus the part of the current that is done, 0 to num_epochs."""
-        running, ledger = self._running, self._loops.current
-        if running.has_begun:
-            self._prepare(may_talk=False)
-        return running.epoch + running.fraction(None if ledger is None else ledger.deliverable)
+        return self._run.fractional_epoch
 
     @property
     def is_last_batch(self) -> bool:
@@ -678,7 +397,7 @@ class DataPruner:
         `if (i + 1) % accumulate == 0 or pruner.is_last_batch: optimizer.step()`. Before `update`
         it is False in loops that read ahead, which cannot be told apart from one batch earlier.
         """
-        return self._loops.is_on_last(self._running.position)
+        return self._run.loops.is_on_last(self._run.running.position)
 
     def total_steps(self, batch_size: int, *, drop_last: bool = False, accumulate: int = 1) -> int:
         """The number of optimizer steps of the whole run.
@@ -696,9 +415,8 @@ class DataPruner:
         """
         batch_size = check_int("batch_size", batch_size, at_least=1)
         accumulate = check_int("accumulate", accumulate, at_least=1)
-        settings, world = self._settings, self._world()
-        kept = [record.kept for record in self._history]
-        sizes = self._sharing.sizes(self.batch_size or batch_size, world, kept)
+        settings, world = self._settings, self._run.world()
+        sizes = self._run.sizes(self.batch_size or batch_size, world)
         if sizes is None:
             if settings.own_sampler:
                 raise ValueError(
@@ -731,7 +449,7 @@ class DataPruner:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.num_samples} samples, {self.policy!r}, "
-            f"epoch {self._running.epoch} of {self.num_epochs})"
+            f"epoch {self._run.running.epoch} of {self.num_epochs})"
         )
 
     # ------------------------------------------------------------------ state
@@ -752,36 +470,14 @@ class DataPruner:
             StateError: within an epoch of a distributed run, some losses are not known to all
                 ranks yet; call `synchronize` first, on every rank.
         """
-        running = self._to_save()
-        if len(running.pending):
+        stands = self._run.snapshot()
+        if stands is None:
             raise StateError(
-                f"the losses of {len(running.pending)} samples of this rank are not known to the "
-                "other ranks yet; call pruner.synchronize() on every rank, then state_dict() on "
-                "any. Between epochs nothing is needed"
+                "some losses of this rank are not known to the other ranks yet; call "
+                "pruner.synchronize() on every rank, then state_dict() on any. Between epochs "
+                "nothing is needed"
             )
-        snapshot = Snapshot(
-            epoch=running.epoch,
-            position=running.plan_position,
-            steps=running.steps,
-            is_over=self._has_left,
-            batch_size=self._batch_size,
-            scores=self._planner.scores.values,
-            memory=self._planner.memory,
-            plan=running.plan_as_trained,
-            tally=running.tally,
-            history=self._history,
-            samples=self._planner.samples,
-        )
-        return snapshot.pack(self._settings.as_dict())
-
-    def _to_save(self) -> RunningEpoch:
-        """The running epoch, with all its losses recorded that can be."""
-        self._settle()
-        running = self._running
-        if running.has_begun:
-            self._prepare()
-        running.flush()
-        return running
+        return stands.pack(self._settings.as_dict())
 
     def load_state_dict(self, state: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
         """Go on from a saved state: the same batches, weights and scores as never having stopped.
@@ -798,7 +494,7 @@ class DataPruner:
         Raises:
             StateError: it does not fit; the reason is named, and nothing has been changed.
         """
-        samples, settings = self._sharing.rows(self._world()), self._settings.as_dict()
+        samples, settings = self._run.samples_now, self._settings.as_dict()
         columns = tuple(self.policy.columns)
         if self.sharded and not isinstance(state, Mapping) and isinstance(state, Iterable):
             saved = merge(state, settings, samples, columns)
@@ -810,86 +506,7 @@ class DataPruner:
                 f"rank {samples.first} of {samples.step}; pass the states of all ranks, as a list "
                 "or a generator"
             )
-        self._planner.restore(samples, saved.scores, saved.memory)
-        self._history = saved.history
-        if self.batch_size is None:
-            self._batch_size = saved.batch_size
-        is_of_another_size = saved.position == 0 and saved.batch_size != self._batch_size
-        self._running = self._epoch_from(
-            saved.epoch,
-            start=saved.position,
-            before=saved.steps,
-            is_over=saved.is_over,
-            planned=None if is_of_another_size else saved.plan,
-            tally=saved.tally,
-        )
-        self._loops, self._sharing.met = Loops(), None
-        self._prepare_together()
-        self._settle()
-        self._show_plan_to_stream()
+        self._run.restore(saved)
 
     def __copy__(self) -> DataPruner:
         return copy.deepcopy(self)  # sampler and scores belong to one pruner
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy stands where the original stands, but no loader is drawing from it.
-        running = self._to_save()
-        if len(running.pending):
-            raise StateError(
-                "within an epoch of a distributed run a pruner cannot be copied before "
-                "pruner.synchronize()"
-            )
-        stands = self._epoch_from(
-            running.epoch,
-            start=running.plan_position,
-            before=float(running.steps),
-            is_over=self._has_left,
-            planned=running.plan_as_trained,
-            tally=running.tally,
-        )
-        return {**self.__dict__, "_running": stands, "_loops": self._loops.of_a_copy()}
-
-
-def _checked_policy(
-    policy: Policy, budget: float | None, groups: ArrayLike | None, num_samples: int
-) -> Policy:
-    """The policy, within groups if there are any; it must go with a budget or with none."""
-    if not isinstance(policy, Policy):
-        raise TypeError(
-            "policy must be an infobatch.policies.Policy with a method select(request), such as "
-            f"infobatch.policies.MeanThreshold(prune_ratio=0.5), got {policy!r}"
-        )
-    if budget is None and policy.needs_budget:
-        raise TypeError(
-            f"{policy!r} has to be told how many samples to keep: pass budget=, such as 0.7"
-        )
-    if budget is not None and not policy.takes_budget:
-        raise TypeError(
-            "budget= needs a policy that can be told how many samples to keep (one with "
-            "takes_budget), such as infobatch.policies.ProportionalSampling(), got "
-            f"{policy!r}"
-        )
-    if groups is None:
-        return policy
-    if len(check_groups(groups)) != num_samples:
-        raise ValueError(
-            f"groups must be one integer per sample: {num_samples}, got {len(check_groups(groups))}"
-        )
-    return WithinGroups(policy, groups)
-
-
-def _checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:
-    if isinstance(sampler, BatchSampler):
-        raise TypeError(
-            "sampler must yield the index of one sample at a time, got a "
-            f"{type(sampler).__name__}, which yields batches; pass the sampler inside it, and let "
-            "the loader form batches from pruner.sampler"
-        )
-    if sampler is not None and not (
-        hasattr(sampler, "__iter__") or hasattr(sampler, "__getitem__")
-    ):
-        raise TypeError(
-            "sampler must yield the indices of an epoch each time it is iterated, such as a "
-            f"torch.utils.data.Sampler, got {sampler!r}"
-        )
-    return sampler

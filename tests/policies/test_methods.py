@@ -316,9 +316,9 @@ def test_a_bandit_holds_its_choice_between_two_of_them(told):
 
 def test_kakurenbo():
     scores = losses()
-    policy = p.Kakurenbo(max_fraction=0.5, confidence=0.7, num_epochs=100)
+    policy = p.Kakurenbo(max_fraction=0.5, confidence=0.7)
     for epoch, part in ((0, 1.0), (29, 1.0), (30, 0.8), (60, 0.6), (80, 0.4), (99, 0.4)):
-        selection = ask(policy, scores, epoch, rng())
+        selection = ask(policy, scores, epoch, rng(), num_epochs=100)
         candidates = sorted(range(N), key=lambda i: scores[i])[: int(0.5 * part * N)]
         hidden = {i for i in candidates if math.exp(-scores[i]) >= 0.7}
         assert 0 < len(hidden) < len(candidates) or part < 1

@@ -64,6 +64,7 @@ class Ledger(ABC):
     """What the accounts share: handing out, and the end of the epoch.
 
     Attributes:
+        deliverable: position after the last loss that can come: whole batches under drop_last.
         is_proven: whether an update has shown that the host reads ahead as it says.
 
     Args:
@@ -73,6 +74,8 @@ class Ledger(ABC):
 
     def __init__(self, total: int, loader: LoaderFacts) -> None:
         self.total, self.loader = total, loader
+        size = loader.batch_size
+        self.deliverable = total - total % size if loader.drop_last and size else total
         self.is_proven = False
         self._taken = 0
         self._chunk: Iterator[int] = iter(())
@@ -106,14 +109,6 @@ class Ledger(ABC):
     def handed_out(self) -> int:
         """How many indices have been drawn; costs nothing while drawing."""
         return self._taken - self._chunk.__length_hint__()  # type: ignore[attr-defined, no-any-return]
-
-    @property
-    def deliverable(self) -> int:
-        """Position after the last loss that can come: whole batches under drop_last."""
-        size = self.loader.batch_size
-        if not self.loader.drop_last or size is None:
-            return self.total
-        return self.total - self.total % size
 
     def check_drawable(self) -> None:
         """Check that there is at least one batch to hand out.

@@ -61,13 +61,19 @@ class Loops:
             return Batch(position, position + count)
         return self.current.coming(position, count)
 
-    def settle(self, batch: Batch) -> None:
-        """The losses of a batch that was due have been taken in."""
+    def settle(self, batch: Batch, position: int, total: int) -> bool:
+        """A batch that was due has been accounted for, `position` of `total` samples with it.
+
+        Returns:
+            whether no further loss of the epoch can come.
+        """
         self._older = None
-        if self.current is not None:
-            self.current.settle(batch)
-            if self.current.is_proven:
-                self._reads_as_said = True
+        ledger = self.current
+        if ledger is None:
+            return position >= total
+        ledger.settle(batch)
+        self._reads_as_said = self._reads_as_said or ledger.is_proven
+        return ledger.is_complete(position)
 
     def _check_open(self, epoch: int) -> None:
         """Refuse losses while the loop of an epoch that a newer iterator has closed goes on."""
@@ -168,10 +174,6 @@ class Loops:
         """The epoch is over; a loss more than it had is an error from now on."""
         self.finished, self.current, self._older = self.current, None, None
 
-    def forget(self) -> None:
-        """The next epoch has been planned anew, so what was drawn of it does not count."""
-        self.current = None
-
     @property
     def has_drawn(self) -> bool:
         """Whether any sample of the epoch that is due has been handed out."""
@@ -186,11 +188,6 @@ class Loops:
     def still_finishing(self) -> Ledger | None:
         """The account of the epoch before, while its loop is at its last batch."""
         return self.finished if self.finished is not None and self.finished.is_running else None
-
-    def is_complete(self, position: int, total: int) -> bool:
-        """Whether no further loss of the epoch can come, after `position` of `total` samples."""
-        ledger = self.current
-        return position >= total if ledger is None else ledger.is_complete(position)
 
     def is_on_last(self, position: int) -> bool:
         """Whether the batch that is trained on, or was last, is the last of its epoch."""

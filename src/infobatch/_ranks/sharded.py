@@ -101,6 +101,11 @@ class Sharded(Sharing):
 
         return all_ranks
 
+    def talks_to_prepare(self, running: Running, sizes: Sequence[int] | None) -> bool:
+        """See `Sharing.talks_to_prepare`."""
+        is_pruned = running.epoch in self.settings.pruned
+        return running.start > 0 or (is_pruned and sizes is None)
+
     def share(self, running: Running, world: World, sizes: Sequence[int] | None) -> Share:
         """See `Sharing.share`.
 
@@ -125,7 +130,7 @@ class Sharded(Sharing):
     def bring_together(self, running: Running, occasion: int) -> Totals:
         """The tally of the epoch becomes that of all ranks."""
         plan, tally = running.plan, running.tally
-        if self.ranks.world().size == 1:
+        if running.world.size == 1:
             return Totals.of(plan)
         own = np.array(
             [

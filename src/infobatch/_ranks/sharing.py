@@ -31,6 +31,7 @@ class Running(Protocol):
     start: int
     before: float
     tally: LossTally
+    world: World
     is_stream: bool
 
     @property
@@ -105,6 +106,10 @@ class Sharing:
         """How sums over this rank's samples become those of all; None: it has all samples."""
         return None
 
+    def talks_to_prepare(self, running: Running, sizes: Sequence[int] | None) -> bool:
+        """Whether ranks have to talk to plan an epoch and share it out."""
+        return False
+
     def share(self, running: Running, world: World, sizes: Sequence[int] | None) -> Share:
         """What this rank trains on of a plan, from where the epoch begins."""
         return Share.of_common_plan(running.plan, running.start, world.rank, world.size)
@@ -122,15 +127,15 @@ class Sharing:
         self.met = world
         return meeting
 
-    def meet_once(self, running: Running, world: World) -> None:
+    def meet_once(self, running: Running) -> None:
         """Make sure, at the first update of a run, that all ranks are there and agree."""
         # A rank of a stream may have nothing to read; there they meet at the epoch's end.
-        if world.size > 1 and world != self.met and not running.is_stream:
+        if running.world != self.met and not running.is_stream:
             self.meet(running, FIRST_UPDATE)
 
     def bring_together(self, running: Running, occasion: int) -> Totals:
         """Make the losses of all ranks known to all."""
-        if self.ranks.world().size > 1:
+        if running.world.size > 1:
             running.gather(self.meet(running, occasion))
         return Totals.of(running.plan)
 
@@ -138,6 +143,6 @@ class Sharing:
         self, running: Running, rows: NDArray[np.int64], scores: FloatArray
     ) -> tuple[NDArray[np.int64], FloatArray]:
         """The rows and scores that all ranks have from forward passes."""
-        if self.ranks.world().size == 1:
+        if running.world.size == 1:
             return rows, scores
         return gather_rescored(self.meet(running, RESCORE, len(rows)), rows, scores)

@@ -52,14 +52,12 @@ def check_losses(name: str, losses: Tensor) -> None:
     )
 
 
-def check_scores(scores: Tensor | None, losses: Tensor) -> None:
-    """Check that scores, if there are any, are (B,) floating-point numbers, one per loss.
+def check_scores(scores: Tensor, losses: Tensor) -> None:
+    """Check that scores are (B,) floating-point numbers, one per loss.
 
     Raises:
         LossError: they are not.
     """
-    if scores is None:
-        return
     check_losses("scores", scores)
     if scores.shape != losses.shape:
         raise LossError(f"scores must be one per loss: got {len(scores)} for {len(losses)}")

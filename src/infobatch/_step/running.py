@@ -52,7 +52,9 @@ class RunningEpoch:
         is_over: its loop had been left when that state was saved.
         planned: its plan; None until it is prepared.
         tally: sums over the losses so far.
+        share: what this rank trains on of the plan; there is one once it is prepared.
         world: this rank's place when it was shared out.
+        is_prepared: it has been planned and shared out.
         position: in the share, of the next loss.
         pending: losses that the other ranks do not know yet.
     """
@@ -67,10 +69,11 @@ class RunningEpoch:
     is_over: bool = False
     planned: EpochPlan | None = None
     tally: LossTally = field(default_factory=LossTally)
+    share: Share = field(init=False)
     world: World = field(default_factory=World, init=False)
+    is_prepared: bool = field(default=False, init=False)
     position: int = field(default=0, init=False)
     pending: PendingLosses = field(default_factory=PendingLosses, init=False)
-    _share: Share | None = field(default=None, init=False)
     _buffer: LossBuffer | None = field(default=None, init=False)
     _done: list[NDArray[np.int64]] | None = field(default=None, init=False)  # in another order
     _came: NDArray[np.bool_] | None = field(default=None, init=False)  # (n,) which rows have
@@ -81,25 +84,14 @@ class RunningEpoch:
     # ------------------------------------------------------------------ where it stands
 
     @property
-    def is_prepared(self) -> bool:
-        """Whether it has been planned and shared out."""
-        return self._share is not None
-
-    @property
     def plan(self) -> EpochPlan:
         """Its plan, once there is one."""
         assert self.planned is not None
         return self.planned
 
-    @property
-    def share(self) -> Share:
-        """What this rank trains on of the plan, once it has been shared out."""
-        assert self._share is not None
-        return self._share
-
     def share_out(self, share: Share, world: World) -> None:
         """This is the part of a rank in that place."""
-        self._share, self.world = share, world
+        self.share, self.world, self.is_prepared = share, world, True
 
     @property
     def has_begun(self) -> bool:
@@ -168,51 +160,54 @@ class RunningEpoch:
                 return Batch(start, start + len(ids))
         return Batch(self.position, self.position)
 
-    def check_placed(self, batch: Batch) -> None:
-        """Refuse losses without indices after some that came in another order than the plan's.
+    def take(
+        self, batch: Batch, losses: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor | None, float | None]:
+        """Take in the losses of the batch that is due.
+
+        Returns:
+            its weights (B,), None where all are 1; and what their sum is to be divided by under
+            "mean", None for B.
 
         Raises:
-            MisalignedUpdateError: it cannot be told whose they are.
+            MisalignedUpdateError: it cannot be told whose losses they are.
         """
-        if self._done is not None and batch.ids is None:
+        if batch.ids is not None:
+            return self.take_by_index(batch, losses, scores, batch.ids)
+        if self._done is not None:
             raise MisalignedUpdateError(
                 "losses of this epoch have come with indices and in another order than planned, "
                 "so the place of those without cannot be told; pass indices= in all updates of "
                 "an epoch or in none"
             )
-
-    def take(self, batch: Batch, losses: Tensor, scores: Tensor | None) -> Tensor | None:
-        """Take in the losses of a batch of the plan; its weights (B,), None where all are 1."""
         if batch.start > self.position:
             self.leave_out(batch)
+        divisor = self._divisor(losses.shape[0])
         buffer, has_scores = self._buffer, scores is not None
         if buffer is None or not buffer.takes(self.position, losses, has_scores=has_scores):
             self.flush()
             buffer = LossBuffer(self.share, self.position, losses, has_scores=has_scores)
             self._buffer = buffer
-        return buffer.put(losses, scores)
+        return buffer.put(losses, scores), divisor
 
     def take_by_index(
-        self,
-        batch: Batch,
-        losses: Tensor,
-        scores: Tensor | None,
-        ids: NDArray[np.int64],
-        *,
-        in_order: bool,
-    ) -> Tensor:
-        """Take in the losses of the samples `ids`; their weights (B,), 0 for padding.
+        self, batch: Batch, losses: Tensor, scores: Tensor | None, ids: NDArray[np.int64]
+    ) -> tuple[Tensor, float | None]:
+        """Take in the losses of the samples `ids` (B,), by their numbers in the data set.
 
         Args:
             batch: the place of these samples in the share.
             losses: (B,).
             scores: (B,) or None.
-            ids: (B,) numbers of the samples in the data set.
-            in_order: they are the next ones of the plan.
+            ids: (B,).
+
+        Returns:
+            see `take`; weights of padding are 0.
 
         Raises:
             MisalignedUpdateError: they are not in the plan, or have come before.
         """
+        in_order = batch.ids is None and batch.stop > batch.start  # the next ones of the plan
         plan = self.plan
         rows = plan.samples.rows(ids)
         if not (in_order or self.is_stream):
@@ -227,6 +222,7 @@ class RunningEpoch:
             )
         if batch.start > self.position:
             self.leave_out(batch)
+        divisor = self._divisor(len(ids))
         counted = weights > 0 if self.is_stream else self._counted(rows)
         self.flush()
         values = losses.detach().float().cpu().numpy()
@@ -243,7 +239,12 @@ class RunningEpoch:
                     self._came[rows] = True
         weights = np.where(counted, weights, 0.0)
         dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
-        return torch.from_numpy(weights).to(losses.device, dtype)
+        return torch.from_numpy(weights).to(losses.device, dtype), divisor
+
+    def _divisor(self, count: int) -> float | None:
+        if self.world.size == 1 or self.is_stream:
+            return None
+        return self.share.divisor(self.position, self.position + count)
 
     def advance(self, batch: Batch, count: int) -> None:
         """A batch with `count` losses, or without any, has been accounted for."""

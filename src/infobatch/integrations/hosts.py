@@ -96,7 +96,7 @@ def check_host(
             f"the host's number of epochs must be the pruner's num_epochs={pruner.num_epochs}, "
             f"as the last part of the run is annealed, got {num_epochs:g}"
         )
-    world = pruner._world()
+    world = pruner._run.world()
     if place is not None and place != (world.rank, world.size):
         raise DistributedError(
             f"the host gives this process the data of rank {place[0]} of {place[1]}, the "
@@ -118,7 +118,7 @@ def coming_weights(pruner: DataPruner, count: int) -> Tensor:
     """
     if pruner.sampler.is_paused:
         return torch.ones(count, dtype=torch.float64)
-    share, batch = pruner._coming(count)
+    share, batch = pruner._run.coming(count)
     if batch.ids is None:
         return torch.from_numpy(share.weights(batch.start, min(batch.stop, len(share))))
     return torch.from_numpy(share.plan.selection.weights_of(batch.ids))
@@ -131,6 +131,6 @@ def coming_divisor(pruner: DataPruner, count: int) -> float:
     """
     if pruner.sampler.is_paused:
         return float(count)
-    share, batch = pruner._coming(count)
+    share, batch = pruner._run.coming(count)
     divisor = share.divisor(batch.start, batch.start + count)
     return float(count) if divisor is None else divisor

@@ -180,7 +180,7 @@ class _Order(torch.utils.data.Sampler):
         self.pruner = pruner
 
     def __len__(self):
-        return len(self.pruner._prepare().share)
+        return len(self.pruner._run.prepare().share)
 
     def set_epoch(self, epoch):
         while self.pruner.epoch < epoch:
@@ -189,7 +189,7 @@ class _Order(torch.utils.data.Sampler):
             self.pruner.end_epoch()  # none of them is trained
 
     def __iter__(self):
-        share = self.pruner._prepare().share
+        share = self.pruner._run.prepare().share
         return iter(share.ids(0, len(share)).tolist())
 
 
