@@ -112,29 +112,32 @@ def test_any_data_set_and_collate_function_is_served(kind, count):
     check_epochs(run, loader, ids_of=ids_of)
 
 
+OVER_A_BATCH_SAMPLER = {
+    "as batch sampler": lambda batches, options: DataLoader(
+        Ids(), batch_sampler=batches, **options
+    ),
+    "as sampler, without batches": lambda batches, options: DataLoader(
+        TensorOfIds(), batch_size=None, sampler=batches, **options
+    ),
+    "alone, for data that is one tensor": lambda batches, options: batches,
+}
+
+
+class TensorOfIds(Ids):
+    """Indexed by a whole batch at once."""
+
+    def __getitem__(self, index):
+        return torch.arange(N)[index]
+
+
 @WORKERS
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_a_batch_sampler_over_it_serves_as_batch_sampler_of_a_loader(count, drop_last):
+@pytest.mark.parametrize("kind", OVER_A_BATCH_SAMPLER)
+def test_a_batch_sampler_over_it_serves(kind, drop_last, count):
     run = Run()
     batches = BatchSampler(run.pruner.sampler, B, drop_last)
-    check_epochs(
-        run, DataLoader(Ids(), batch_sampler=batches, **workers(count)), drop_last=drop_last
-    )
-
-
-@WORKERS
-def test_a_batch_sampler_over_it_serves_as_sampler_of_a_loader_without_batches(count):
-    run = Run()
-    batches = BatchSampler(run.pruner.sampler, B, drop_last=False)
-    fetch = TensorDataset(torch.arange(N))  # indexed by a whole batch at once
-    loader = DataLoader(fetch, batch_size=None, sampler=batches, **workers(count))
-    check_epochs(run, loader, ids_of=lambda batch: batch[0])
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_a_batch_sampler_alone_is_enough_for_data_that_is_one_tensor(drop_last):
-    run = Run()
-    check_epochs(run, BatchSampler(run.pruner.sampler, B, drop_last), drop_last=drop_last)
+    loader = OVER_A_BATCH_SAMPLER[kind](batches, workers(count))
+    check_epochs(run, loader, drop_last=drop_last)
 
 
 @WORKERS

@@ -296,45 +296,34 @@ def test_the_wrapped_order_check_goes_on_after_loading():
 # --- what a state is ------------------------------------------------------------------------------
 
 
-def test_taking_a_state_at_every_step_changes_nothing(uninterrupted):
+def test_taking_a_state_and_being_refused_one_at_every_step_changes_nothing(uninterrupted):
     curious = Training(PRUNERS["mean"])
     original_step = curious.step
+    foreign = InfoBatch(N, EPOCHS, seed=99).state_dict()
 
     def step(*batch):
         original_step(*batch)
         curious.pruner.state_dict()
         assert len(curious.pruner.scores) == N
+        with pytest.raises(StateError, match="delta="):
+            curious.pruner.load_state_dict(foreign)
 
     curious.step = step
     assert_same_run(curious.run(), uninterrupted("mean"))
 
 
-def test_a_state_does_not_change_when_training_goes_on():
+def test_training_on_from_a_state_does_not_change_it_and_a_pruner_can_go_back_to_it(uninterrupted):
     training = Training(PRUNERS["own sampler"]).run(stop=(1, 13))
-    state = training.pruner.state_dict()
-    before = copy.deepcopy(state)
-    training.pruner.sampler.set_epoch(2)  # the epoch that was left is over
-    training.run()
-    assert_equal_states(state, before)
-
-
-def test_a_loaded_state_is_not_changed_by_training_on_from_it(uninterrupted):
-    stopped = Training(PRUNERS["own sampler"]).run(stop=(1, 13))
-    parts = torch.load(io.BytesIO(stopped.save()), weights_only=True)
-    before = copy.deepcopy(parts["pruner"])
-    for _ in range(2):
-        resumed = Training(PRUNERS["own sampler"]).load(stopped.save(), stopped.log)
-        resumed.pruner.load_state_dict(parts["pruner"])
-        assert_same_run(resumed.run(), uninterrupted("own sampler"))
-        assert_equal_states(parts["pruner"], before)
-
-
-def test_a_pruner_that_has_trained_can_go_back_to_a_state(uninterrupted):
-    training = Training(PRUNERS["mean"]).run(stop=(1, 13))
     saved, log = training.save(), list(training.log)
+    taken = training.pruner.state_dict()
+    before = copy.deepcopy(taken)
     training.pruner.sampler.set_epoch(2)  # the epoch that was left is over
     training.run()
-    assert_same_run(training.load(saved, log).run(), uninterrupted("mean"))
+    assert_equal_states(taken, before)
+    for _ in range(2):
+        training.load(saved, log).pruner.load_state_dict(taken)
+        assert_same_run(training.run(), uninterrupted("own sampler"))
+        assert_equal_states(taken, before)
 
 
 def test_non_finite_losses_before_the_stop_are_still_reported_after_it():
@@ -443,9 +432,14 @@ def test_a_state_of_other_settings_is_refused_with_the_reason(other, reason, sto
     assert_equal_states(pruner.state_dict(), before)
 
 
-def test_the_same_policy_written_out_has_the_same_state():
-    state = Training(PRUNERS["mean"]).run(stop=(1, 13)).state()
-    DataPruner(N, EPOCHS, MeanThreshold(0.5), delta=0.75, seed=6).load_state_dict(state)
+def test_the_same_policy_written_out_has_the_same_state_and_any_mapping_will_do():
+    class FrozenState(dict):
+        pass
+
+    state = FrozenState(Training(PRUNERS["mean"]).run(stop=(1, 13)).state())
+    pruner = DataPruner(N, EPOCHS, MeanThreshold(0.5), delta=0.75, seed=6)
+    pruner.load_state_dict(state)
+    assert len(pruner.sampler) == len(pruner.plan) - 13 * B
 
 
 def damaged(state, path, value):
@@ -565,30 +559,6 @@ def test_what_is_no_state_is_refused(nothing):
     pruner = PRUNERS["mean"]()
     with pytest.raises(StateError, match=r"a state is a dict|has no entry 'format'"):
         pruner.load_state_dict(nothing)
-
-
-def test_after_a_refused_state_an_epoch_goes_on_undisturbed(uninterrupted):
-    training = Training(PRUNERS["mean"])
-    original_step = training.step
-    foreign = InfoBatch(N, EPOCHS, seed=99).state_dict()
-
-    def step(*batch):
-        original_step(*batch)
-        with pytest.raises(StateError, match="delta="):
-            training.pruner.load_state_dict(foreign)
-
-    training.step = step
-    assert_same_run(training.run(), uninterrupted("mean"))
-
-
-def test_any_mapping_will_do():
-    class FrozenState(dict):
-        pass
-
-    state = Training(PRUNERS["mean"]).run(stop=(1, 13)).state()
-    pruner = PRUNERS["mean"]()
-    pruner.load_state_dict(FrozenState(state))
-    assert len(pruner.sampler) == len(pruner.plan) - 13 * B
 
 
 def as_format_4(state):
