@@ -52,7 +52,7 @@ DEFECTS = {  # what happens there: file and names of the tests of what happens h
     },
     "Losses in fp16, bf16 and fp64 raise from within, as do (B, 1), (B, T) and a scalar.": {
         "test_update.py": [
-            "test_the_gradient_of_each_loss_is_its_weight",
+            "test_each_loss_and_its_gradient_are_multiplied_by_the_weight",
             "test_what_is_not_one_float_per_sample_is_refused_with_the_remedy",
         ],
     },
