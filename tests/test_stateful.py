@@ -67,7 +67,7 @@ class AnyScript(RuleBasedStateMachine):
         size, epochs, ratio, delta, seed = self.settings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingPrunedWarning)
-            return InfoBatch(size, epochs, ratio, delta, seed=seed)
+            return InfoBatch(size, epochs, ratio, delta=delta, seed=seed)
 
     def take(self, pruner, batch):
         self.batches = self.loader = None
@@ -351,7 +351,7 @@ TestWithPersistentWorkers = case_of(WithPersistentWorkers, share=0.4, steps=25)
     seed=st.integers(0, 2**63 - 1),
 )
 def test_every_run_ends_with_its_account_closed(size, batch, drop_last, ratio, delta, epochs, seed):
-    pruner = InfoBatch(size, epochs, ratio, delta, seed=seed)
+    pruner = InfoBatch(size, epochs, ratio, delta=delta, seed=seed)
     batch = min(batch, max(1, size // 25)) if drop_last else batch  # so that no epoch is too short
     loader = DataLoader(range(size), batch, sampler=pruner.sampler, drop_last=drop_last)
     for epoch in range(epochs):

@@ -293,7 +293,7 @@ def test_a_numpy_integer_is_a_length():
 
 def test_options_are_keywords_so_that_they_cannot_be_mixed_up():
     with pytest.raises(TypeError, match="positional"):
-        InfoBatch(10, 5, 0.5, 0.875, ((0.5, 0.5),))
+        InfoBatch(10, 5, 0.5, 0.875)
     with pytest.raises(TypeError, match="positional"):
         DataPruner(10, 5, MeanThreshold(), 0.875)
 

@@ -8,7 +8,9 @@ from infobatch import distributed, errors, losses, policies, schedule
 from infobatch._core.history import EpochRecord
 from infobatch.batch_pruner import BatchPruner
 from infobatch.infobatch import InfoBatch
+from infobatch.losses import per_sample
 from infobatch.pruner import DataPruner
+from infobatch.schedule import ProgressScheduler
 
 __version__ = "0.1.0"
 
@@ -17,10 +19,12 @@ __all__ = [
     "DataPruner",
     "EpochRecord",
     "InfoBatch",
+    "ProgressScheduler",
     "__version__",
     "distributed",
     "errors",
     "losses",
+    "per_sample",
     "policies",
     "schedule",
 ]

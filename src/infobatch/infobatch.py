@@ -39,19 +39,19 @@ class InfoBatch(DataPruner):
     Args:
         dataset: anything with a length, or the length itself. It is not kept or wrapped.
         num_epochs: length of the whole run, at least 1.
-        prune_ratio: r in [0, 1), the part of the samples below the mean that an epoch leaves
-            out; 0.5 if neither it nor `quantiles` nor `budget` is given. 0 is plain shuffled
-            training.
-        delta: pruning ends after this fraction of the epochs, in [0, 1].
+        prune_ratio: r in [0, 1), the probability with which a sample below the mean is left out
+            of an epoch. 0.5 if neither it nor `quantiles` nor `budget` is given; 0 is plain
+            shuffled training.
         quantiles: instead of the mean threshold, (upper quantile, keep ratio) pairs of score
             ranges; `infobatch.policies.PAPER_QUANTILES` is what the paper's 40% results used.
+        delta: pruning ends after this fraction of the epochs, in [0, 1].
         budget: instead of a prune ratio, what the run may cost: 0.6 is 60% of the sample passes of
             the full run, warm-up and annealing included. It is met within half a batch. The prune
-            ratio of each epoch is solved for; where the samples below the mean are too few, the
+            ratio of each epoch is solved for. Where too few samples lie below the mean, the
             threshold is higher (`infobatch.policies.BudgetThreshold`). With `quantiles`, their
-            prune ratios are scaled alike. `DataPruner(dataset, num_epochs, budget=...)` is another
-            policy, biased and often better at equal cost.
-        ratio_schedule, batch_size, groups, seed, sampler, warmup_epochs, score_ema,
+            prune ratios are scaled alike. `DataPruner(dataset, num_epochs, budget=...)` runs
+            another policy, biased and often better at equal cost.
+        ratio_schedule, batch_size, warmup_epochs, score_ema, groups, seed, sampler,
             process_group, rank, world_size, sharded: see `DataPruner`.
 
     Raises:
@@ -63,17 +63,17 @@ class InfoBatch(DataPruner):
         dataset: Sized | SupportsIndex,
         num_epochs: int,
         prune_ratio: float | None = None,
-        delta: float = 0.875,
         *,
         quantiles: Mapping[float, float] | Iterable[tuple[float, float]] | None = None,
+        delta: float = 0.875,
         budget: float | None = None,
         ratio_schedule: RatioSchedule = "constant",
         batch_size: int | None = None,
+        warmup_epochs: int = 1,
+        score_ema: float = 0.0,
         groups: ArrayLike | None = None,
         seed: int = 0,
         sampler: Iterable[int] | None = None,
-        warmup_epochs: int = 1,
-        score_ema: float = 0.0,
         process_group: object = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -95,14 +95,14 @@ class InfoBatch(DataPruner):
             num_epochs,
             policy,
             delta=delta,
-            seed=seed,
-            sampler=sampler,
-            warmup_epochs=warmup_epochs,
-            score_ema=score_ema,
             budget=budget,
             ratio_schedule=ratio_schedule,
             batch_size=batch_size,
+            warmup_epochs=warmup_epochs,
+            score_ema=score_ema,
             groups=groups,
+            seed=seed,
+            sampler=sampler,
             process_group=process_group,
             rank=rank,
             world_size=world_size,

@@ -43,33 +43,33 @@ class DataPruner:
     of the k-th planned sample. That is checked at every update and not assumed.
 
     Args:
-        dataset: anything with a length, or the length itself. It is not kept.
+        dataset: anything with a length, or the length itself. It is not kept or wrapped.
         num_epochs: length of the whole run, at least 1. Annealing depends on it.
         policy: decides which samples an epoch keeps; see `infobatch.policies`. With `budget=` it
-            may be left away: `ProportionalSampling`, which has been as good at equal cost or
-            better than the paper's rule. It leaves out what is learned and scales nothing up, so it
-            is biased towards what is not learned yet. Its scores are cross-entropies: with label
+            may be left away and is `ProportionalSampling`, which has been as good as the paper's
+            rule at equal cost, or better. It leaves out what is learned and scales nothing up, so
+            it is biased towards what is not learned yet. Its scores are cross-entropies: with label
             smoothing pass `update(losses, scores=...)` those without. Where the model is sure of no
-            sample it leaves out a random part, and says so in a warning.
+            sample, it leaves out a random part and says so in a warning.
         delta: pruning ends after this fraction of the epochs, in [0, 1]; the full data with
-            weight 1 follows.
+            weight 1 follows (annealing).
+        budget: what the whole run may cost, as a fraction of the num_epochs * N sample passes of
+            the full run, in (0, 1]; warm-up and annealing are included. It is met within half a
+            batch, whatever the losses are. The policy must be one that takes a budget.
+        ratio_schedule: how the budget's saving is spread over the pruned epochs: "constant",
+            "rising", "falling", "cosine", or a function of the place among them, in (0, 1).
+        batch_size: of the loader, on each process. Pruned epochs are planned in whole batches of
+            all processes together. None: that of the loader, once it is seen.
+        warmup_epochs: epochs at the start that use the full data, at least 0. A sample without a
+            score is kept in any case, as far as a budget allows.
+        score_ema: a in [0, 1): a sample's score is a * score + (1 - a) * loss. 0: its last loss.
+        groups: (N,) integers, such as the labels: the policy is applied within each group, so that
+            small or easy classes are not pruned away; see `infobatch.policies.WithinGroups`.
         seed: of the order and of the policy's draws, 0 to 2**63 - 1. Global random generators
             are neither read nor written.
         sampler: your own sampler over the data set, finite. The order that it yields is kept,
             repeats included, and pruned samples are left out. It is iterated once per epoch,
             when that epoch is planned, after its `set_epoch(epoch)` if it has one.
-        warmup_epochs: epochs at the start that use the full data, at least 0. While a sample
-            has no score it is kept in any case, as far as a budget allows.
-        score_ema: a in [0, 1): a sample's score is a * score + (1 - a) * loss. 0: its last loss.
-        budget: what the whole run may cost, as a part of the num_epochs * N sample passes of the
-            full run, in (0, 1]; warm-up and annealing are included. It is met exactly, whatever
-            the losses are. The policy must be one that can be told how many samples to keep.
-        ratio_schedule: how the budget's saving is spread over the pruned epochs: "constant",
-            "rising", "falling", "cosine", or a function of the place among them, in (0, 1).
-        batch_size: of the loader, on each process. Pruned epochs are planned in whole batches of
-            all processes together. None: that of the loader, once it is seen.
-        groups: (N,) integers, such as the labels: the policy is applied within each group, so that
-            small or easy classes are not pruned away; see `infobatch.policies.WithinGroups`.
         process_group: the ranks that share the data set, where they are not those of the default
             process group: a `torch.distributed` group, a one-dimensional `DeviceMesh`, or an
             `infobatch.distributed.Communicator`. Without any group the run has one process.
@@ -102,14 +102,14 @@ class DataPruner:
         policy: Policy | None = None,
         *,
         delta: float = 0.875,
-        seed: int = 0,
-        sampler: Iterable[int] | None = None,
-        warmup_epochs: int = 1,
-        score_ema: float = 0.0,
         budget: float | None = None,
         ratio_schedule: RatioSchedule = "constant",
         batch_size: int | None = None,
+        warmup_epochs: int = 1,
+        score_ema: float = 0.0,
         groups: ArrayLike | None = None,
+        seed: int = 0,
+        sampler: Iterable[int] | None = None,
         process_group: object = None,
         rank: int | None = None,
         world_size: int | None = None,

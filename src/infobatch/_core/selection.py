@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Selection:
         mass_left_out: fraction of the total gradient bound carried by pruned samples, in [0, 1];
             NaN where the policy does not say. Of a random subset it is the fraction of samples.
             It appears in `history`.
+        is_full: this is `Selection.full`: every sample is kept with weight 1.
 
     Raises:
         PolicyError: the arrays do not fit these descriptions.
@@ -36,6 +37,7 @@ class Selection:
     level: NDArray[np.uint8] | None = None
     threshold: float = float("nan")
     mass_left_out: float = float("nan")
+    is_full: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         weights, level = self.weights, self.level
@@ -51,7 +53,7 @@ class Selection:
                 "a Selection's weights must be a 1-D float array, got "
                 f"{weights.dtype} of shape {weights.shape}"
             )
-        if not self.is_full and not bool(np.all(np.isfinite(weights) & (weights >= 0))):
+        if not bool(np.all(np.isfinite(weights) & (weights >= 0))):
             raise PolicyError(
                 "a Selection's weights must be finite and not negative (0 = pruned); "
                 f"got values from {weights.min()} to {weights.max()}"
@@ -70,8 +72,11 @@ class Selection:
     @classmethod
     def full(cls, num_samples: int, *, threshold: float = float("nan")) -> Selection:
         """Every sample, weight 1, in constant memory."""
+        selection = cls(np.ones(1), threshold=threshold, mass_left_out=0.0)
         ones = np.broadcast_to(np.float64(1.0), (num_samples,))
-        return cls(ones, threshold=threshold, mass_left_out=0.0)
+        object.__setattr__(selection, "weights", ones)
+        object.__setattr__(selection, "is_full", True)
+        return selection
 
     @classmethod
     def of(
@@ -79,11 +84,6 @@ class Selection:
     ) -> Selection:
         """The samples in a mask (N,), each with the same weight."""
         return cls(np.array([0.0, weight]), kept.view(np.uint8), threshold)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether this is `Selection.full`: every sample is kept with weight 1."""
-        return self.level is None and self.weights.strides == (0,) and self.weights[0] == 1.0
 
     @property
     def num_kept(self) -> int:

@@ -14,7 +14,7 @@ def mean(context: ArmContext) -> ArmRun:
         context.dataset_size,
         context.epochs,
         context.prune_ratio,
-        context.delta,
+        delta=context.delta,
         seed=context.seed,
     )
     return ArmRun(context.epochs, pruner)
