@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sized
-from typing import Any
 
 from infobatch._loading.ledger import WITH_INDICES, Batch, Ledger, ReadAhead
 from infobatch._loading.loader_facts import LoaderFacts
@@ -272,23 +271,18 @@ class DeliveredLedger(Ledger):
         return max(0, self._batch(delivered - 1).stop - position)
 
 
-def _count_of_references(holder: Any) -> int:
-    iterator = holder.iterator()
+class _Kept:
+    """Stands for an iterator that one other object keeps, as a loader with persistent workers."""
+
+    def iterator(self) -> _Kept:
+        """Itself: what a weak reference to it gives."""
+        return self
+
+
+def _count_alone(keeper: list[_Kept]) -> int:
+    """What `is_running` counts of an iterator that no loop holds."""
+    iterator = keeper[0].iterator()
     return sys.getrefcount(iterator)
 
 
-class _Holder:
-    """Stands for a loader that keeps its iterator, and for nothing else that does."""
-
-    def __init__(self) -> None:
-        self.kept = _Kept()
-
-    def iterator(self) -> Any:
-        return self.kept
-
-
-class _Kept:
-    pass
-
-
-_ALONE = _count_of_references(_Holder())  # where a loader with persistent workers alone holds it
+_ALONE = _count_alone([_Kept()])
