@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from infobatch._core.scores import FloatArray
-from infobatch.policies import BatchPolicy, Policy, Request, Selection
+from infobatch.policies import BatchPolicy, Policy, Request, Selection, Visits
 from infobatch.pruner import DataPruner
 
 SIZES = (1, 2, 3, 17, 400)
@@ -224,8 +224,8 @@ def _check_memory(policy: Policy, size: int) -> None:
                 if len(part):
                     span = slice(ends[part[0]], ends[part[-1] + 1])
                     told = [batches[number] for number in part]
-                    policy.remember(memory, rows[span], scores[span], told, trained=True)
-        policy.remember(memory, np.arange(2), np.ones(2, np.float32), [2], trained=False)
+                    policy.remember(memory, Visits(rows[span], scores[span], told))
+        policy.remember(memory, Visits(np.arange(2), np.ones(2, np.float32), [2], trained=False))
         outcomes.append(memory)
     for name in policy.columns:
         _require(
@@ -233,7 +233,7 @@ def _check_memory(policy: Policy, size: int) -> None:
             f"{policy!r}: column {name!r} depends on how the losses of an epoch were cut",
         )
     repeated = rng.integers(0, size, size=16)
-    policy.remember(memory, repeated, np.ones(16, np.float32), [16], trained=True)
+    policy.remember(memory, Visits(repeated, np.ones(16, np.float32), [16]))
 
 
 def _check_run(policy: Policy, size: int, *, exact: bool) -> None:
@@ -291,7 +291,7 @@ def _memory_after_an_epoch(policy: Policy, scores: FloatArray) -> dict[str, Floa
     if memory and len(seen):
         batches = [4] * (len(seen) // 4) + ([len(seen) % 4] if len(seen) % 4 else [])
         with np.errstate(over="ignore", invalid="ignore"):
-            policy.remember(memory, seen, scores[seen], batches, trained=True)
+            policy.remember(memory, Visits(seen, scores[seen], batches))
     return memory
 
 

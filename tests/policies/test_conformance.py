@@ -123,9 +123,9 @@ class BrokenLeast(p.BudgetThreshold):
 
 @dataclass(frozen=True)
 class Forgetful(p.UCB):
-    def remember(self, memory, rows, scores, batches, *, trained):
-        super().remember(memory, rows, scores, batches, trained=trained)
-        memory["mean"][:] += len(rows)  # depends on how an epoch is cut
+    def remember(self, memory, visits):
+        super().remember(memory, visits)
+        memory["mean"][:] += len(visits.rows)  # depends on how an epoch is cut
 
 
 @dataclass(frozen=True)

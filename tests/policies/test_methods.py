@@ -240,7 +240,7 @@ def test_rs2_without_replacement_sees_all_before_any_twice():
                 j in chosen for j in range(N) if times[j] == times.min()
             )
         rows = np.array(sorted(chosen))
-        policy.remember(memory, rows, losses()[rows], [len(rows)], trained=True)
+        policy.remember(memory, p.Visits(rows, losses()[rows], [len(rows)]))
         times[rows] += 1
     assert times.max() - times.min() <= 1
 
@@ -278,7 +278,7 @@ def told():
 def tell(policy, epochs):
     memory = memory_of(policy)
     for rows, values in epochs:
-        policy.remember(memory, rows, values, [10] * (len(rows) // 10), trained=True)
+        policy.remember(memory, p.Visits(rows, values, [10] * (len(rows) // 10)))
     return memory
 
 
@@ -307,7 +307,7 @@ def test_a_bandit_holds_its_choice_between_two_of_them(told):
     policy = p.UCB(keep_ratio=0.4, every=4)
     memory = tell(policy, told[0])
     first = kept(ask(policy, losses(), 4, rng(), memory=memory))
-    policy.remember(memory, np.arange(N), losses(9)[::-1].copy(), [N], trained=True)
+    policy.remember(memory, p.Visits(np.arange(N), losses(9)[::-1].copy(), [N]))
     assert kept(ask(policy, losses(), 5, rng(), memory=memory)) == first
     assert len(kept(ask(policy, losses(), 6, rng(), keep=25, memory=memory)) ^ first) == 1
     assert len(kept(ask(policy, losses(), 7, rng(), keep=22, memory=memory)) - first) <= 1
@@ -412,9 +412,9 @@ def test_repb():
     memory = memory_of(policy)
     order, values = rng(1).permutation(N), losses(1)
     sizes = [16, 16, 16, 12]
-    policy.remember(memory, order, values[order], sizes, trained=True)
+    policy.remember(memory, p.Visits(order, values[order], sizes))
     again = np.arange(10)
-    policy.remember(memory, again, values[again], [10], trained=True)
+    policy.remember(memory, p.Visits(again, values[again], [10]))
     below, times = {}, dict.fromkeys(range(N), 1)
     ends = np.cumsum([0, *sizes])
     for start, end in itertools.pairwise(ends):
@@ -434,7 +434,7 @@ def test_repb():
 def test_repb_counts_only_training():
     policy = p.RePB()
     memory = memory_of(policy)
-    policy.remember(memory, np.arange(N), losses(), [N], trained=False)
+    policy.remember(memory, p.Visits(np.arange(N), losses(), [N], trained=False))
     assert not memory["times"].any()
     assert np.isfinite(memory["above"]).all()
 
@@ -445,7 +445,7 @@ def test_ies():
     curves = np.stack([losses(seed) * 0.02 for seed in range(6)])
     curves[:, ::2] = np.linspace(1.0, 0.5, 6, dtype=np.float32)[:, None]  # straight lines
     for values in curves:
-        policy.remember(memory, np.arange(N), values, [N], trained=True)
+        policy.remember(memory, p.Visits(np.arange(N), values, [N]))
     mean_change = [
         fmean(
             abs(float(curves[t, i]) - 2 * float(curves[t - 1, i]) + float(curves[t - 2, i]))
@@ -464,7 +464,11 @@ def test_ies_needs_five_looks_before_it_stops_anyone():
     policy = p.IES(tolerance=1.0)
     memory = memory_of(policy)
     for look in range(5):
-        policy.remember(memory, np.arange(N), np.ones(N, np.float32), [N], trained=look % 2 == 0)
+        trained = look % 2 == 0
+        ones = np.ones(N, np.float32)
+        policy.remember(memory, p.Visits(np.arange(N), ones, [N], trained))
+            memory, p.Visits(np.arange(N), np.ones(N, np.float32), [N], trained=look % 2 == 0)
+        )
         stopped = N - len(kept(ask(policy, losses(), look, rng(), memory=memory)))
         assert stopped == (0 if look < 4 else N - 1)  # one always remains
 
@@ -510,7 +514,7 @@ def test_groups_keep_the_memory_of_the_policy_inside():
     groups = np.arange(N) % 4
     policy = p.WithinGroups(p.UCB(0.5, every=1), groups)
     memory = memory_of(policy)
-    policy.remember(memory, np.arange(N), losses(), [N], trained=True)
+    policy.remember(memory, p.Visits(np.arange(N), losses(), [N]))
     chosen = kept(ask(policy, losses(), 1, rng(), memory=memory))
     for group in range(4):
         members = [i for i in range(N) if groups[i] == group]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch._core.plan import EpochPlan, Rows, rest_rng, selection_rng, shuffled
-from infobatch._core.policy import Policy, Request
+from infobatch._core.policy import Policy, Request, Visits
 from infobatch._core.scores import FloatArray, ScoreTable
 from infobatch._core.selection import Selection
 from infobatch._core.whole_batches import Batches, to_whole_batches
@@ -87,7 +87,7 @@ class Planner:
         """Take in the newest scores (M,) of some rows, in the order in which they came."""
         self.scores.record(rows, scores)
         if self._remembers and len(rows):
-            self.policy.remember(self.memory, rows, scores, batches, trained=trained)
+            self.policy.remember(self.memory, Visits(rows, scores, batches, trained))
 
     def plan(self, epoch: int, size: Size, add_up: AddUp | None = None) -> EpochPlan:
         """Plan an epoch.

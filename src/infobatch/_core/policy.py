@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.scores import FloatArray
+from infobatch._core.scores import FloatArray, occurrences
 from infobatch._core.selection import Selection
 from infobatch.errors import PolicyError
 
@@ -63,6 +63,27 @@ class Request:
         return replace(self, scores=self.scores[rows], keep=keep, memory=memory)
 
 
+class Visits(NamedTuple):
+    """Scores of samples, in the order in which they came.
+
+    Attributes:
+        rows: (M,) which samples; may repeat.
+        scores: (M,) float32, may be non-finite.
+        batches: sizes of the batches that they came in, M in total.
+        trained: False where the samples were only passed forward (`DataPruner.rescore`).
+    """
+
+    rows: NDArray[np.integer[Any]]
+    scores: FloatArray
+    batches: list[int]
+    trained: bool = True
+
+    def each_once(self) -> Iterator[tuple[NDArray[np.integer[Any]], FloatArray]]:
+        """Rows and scores in pieces, in order, such that no row comes twice in one piece."""
+        for piece in occurrences(self.rows):
+            yield self.rows[piece], self.scores[piece]
+
+
 class Policy(ABC):
     """Decides which samples an epoch keeps, and with what weight.
 
@@ -112,26 +133,10 @@ class Policy(ABC):
         """The smallest number that it can be told to keep of so many, at least 1."""
         return 1
 
-    def remember(  # noqa: B027  # most policies remember nothing
-        self,
-        memory: Memory,
-        rows: NDArray[np.integer[Any]],
-        scores: FloatArray,
-        batches: list[int],
-        *,
-        trained: bool,
-    ) -> None:
-        """Take in scores in the order in which they came; writes to `memory`.
+    def remember(self, memory: Memory, visits: Visits) -> None:  # noqa: B027  # most have none
+        """Take in scores, and write to `memory` (N,) by column.
 
-        An epoch's scores may come in one call or in several, cut between batches, and the outcome
-        must be the same.
-
-        Args:
-            memory: by column (N,).
-            rows: (M,) which samples; may repeat.
-            scores: (M,) float32, may be non-finite.
-            batches: sizes of the batches that they came in, M in total.
-            trained: False where the samples were only passed forward (`DataPruner.rescore`).
+        An epoch's visits may come in one call or in several, and the outcome must be the same.
         """
 
     def summarise(self, scores: FloatArray) -> NDArray[np.float64] | None:

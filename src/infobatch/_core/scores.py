@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,19 +50,31 @@ class ScoreTable:
         if self.ema == 0.0:
             self.values[indices] = scores  # the last of repeated indices wins
             return
-        while len(indices):
-            _, first = np.unique(indices, return_index=True)
-            now, new = indices[first], scores[first]
+        for piece in occurrences(indices):
+            now, new = indices[piece], scores[piece]
             old = self.values[now]
             with np.errstate(invalid="ignore"):  # inf - inf, which is not usable
                 mixed = np.float32(self.ema) * old + np.float32(1.0 - self.ema) * new
             usable = np.isfinite(old) & np.isfinite(new)
             self.values[now] = np.where(usable, mixed, new)
-            if len(first) == len(indices):
-                return
-            later = np.ones(len(indices), dtype=bool)
-            later[first] = False
-            indices, scores = indices[later], scores[later]
+
+
+def occurrences(rows: NDArray[np.integer]) -> Iterator[NDArray[np.intp]]:
+    """Positions in `rows`, such that no row comes twice in one piece and order is kept.
+
+    Where no row repeats, the one piece is everything: what nearly always happens.
+    """
+    left = np.arange(len(rows))
+    while len(left):
+        _, first = np.unique(rows[left], return_index=True)
+        if len(first) == len(left):
+            yield left
+            return
+        first.sort()
+        yield left[first]
+        later = np.ones(len(left), dtype=bool)
+        later[first] = False
+        left = left[later]
 
 
 def finite_sum(scores: FloatArray) -> tuple[float, float]:

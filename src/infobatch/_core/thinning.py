@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -128,23 +127,3 @@ def descending(scores: FloatArray) -> FloatArray:
 def rounded(part: float, num_samples: int) -> int:
     """round(part * num_samples), but at least 1 and at most all."""
     return min(num_samples, max(1, int(part * num_samples + 0.5)))
-
-
-def occurrences(
-    rows: NDArray[np.integer[Any]],
-) -> Iterator[NDArray[np.intp]]:
-    """Positions in `rows`, such that no row comes twice in one piece and order is kept.
-
-    Where no row repeats, the one piece is everything: what nearly always happens.
-    """
-    left = np.arange(len(rows))
-    while len(left):
-        _, first = np.unique(rows[left], return_index=True)
-        if len(first) == len(left):
-            yield left
-            return
-        first.sort()
-        yield left[first]
-        later = np.ones(len(left), dtype=bool)
-        later[first] = False
-        left = left[later]

@@ -7,7 +7,7 @@ forward pass. The paper's own rules are in `infobatch.policies.infobatch`, other
 in `infobatch.policies.rivals`.
 """
 
-from infobatch._core.policy import Policy, Request
+from infobatch._core.policy import Policy, Request, Visits
 from infobatch._core.selection import Selection
 from infobatch.policies.batch import BatchPolicy, BatchSelection
 from infobatch.policies.caps import CappedWeights
@@ -60,5 +60,6 @@ __all__ = [
     "SeTa",
     "Selection",
     "SelectiveBackprop",
+    "Visits",
     "WithinGroups",
 ]

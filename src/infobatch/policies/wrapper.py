@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from infobatch._core.policy import Memory, Policy, Request
-from infobatch._core.scores import FloatArray
+from infobatch._core.policy import Memory, Policy, Request, Visits
 from infobatch._core.selection import Selection
 
 
@@ -52,14 +47,6 @@ class Wrapper(Policy):
         """As the policy inside."""
         return self.policy.min_keep(num_samples)
 
-    def remember(
-        self,
-        memory: Memory,
-        rows: NDArray[np.integer[Any]],
-        scores: FloatArray,
-        batches: list[int],
-        *,
-        trained: bool,
-    ) -> None:
+    def remember(self, memory: Memory, visits: Visits) -> None:
         """As the policy inside."""
-        self.policy.remember(memory, rows, scores, batches, trained=trained)
+        self.policy.remember(memory, visits)

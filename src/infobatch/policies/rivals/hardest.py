@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Policy, Request
-from infobatch._core.scores import FloatArray
+from infobatch._core.policy import Memory, Policy, Request, Visits
 from infobatch._core.selection import Selection
-from infobatch._core.thinning import occurrences, rounded, thin_to
+from infobatch._core.thinning import rounded, thin_to
 from infobatch._core.validation import check_fraction, check_int
 
 
@@ -50,20 +48,12 @@ class HardestSamples(Policy):
         """`mean` and `variance` of the loss; `chosen`: 1 for what the last choice kept."""
         return {"mean": float("nan"), "variance": 0.0, "chosen": 0.0}
 
-    def remember(
-        self,
-        memory: Memory,
-        rows: NDArray[np.integer[Any]],
-        scores: FloatArray,
-        batches: list[int],
-        *,
-        trained: bool,
-    ) -> None:
+    def remember(self, memory: Memory, visits: Visits) -> None:
         """Move mean and variance; a non-finite loss leaves them where they are."""
         mean, variance, a = memory["mean"], memory["variance"], np.float32(self.ema)
-        for piece in occurrences(rows):
-            finite = np.isfinite(scores[piece])
-            now, loss = rows[piece][finite], scores[piece][finite]
+        for rows, scores in visits.each_once():
+            finite = np.isfinite(scores)
+            now, loss = rows[finite], scores[finite]
             before = np.where(np.isnan(mean[now]), loss, mean[now])
             variance[now] = a * variance[now] + (1 - a) * (loss - before) ** 2
             mean[now] = a * before + (1 - a) * loss

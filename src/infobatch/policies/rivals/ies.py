@@ -6,15 +6,12 @@ Yuan et al., Instance-dependent Early Stopping, ICLR 2025, arXiv 2502.07547.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Policy, Request
-from infobatch._core.scores import FloatArray
+from infobatch._core.policy import Memory, Policy, Request, Visits
 from infobatch._core.selection import Selection
-from infobatch._core.thinning import ascending, lowest, occurrences
+from infobatch._core.thinning import ascending, lowest
 from infobatch._core.validation import check_at_least
 
 
@@ -47,18 +44,9 @@ class IES(Policy):
         names = ("loss", "loss_before", "change", "change_before", "change_before_that")
         return dict.fromkeys(names, float("nan"))
 
-    def remember(
-        self,
-        memory: Memory,
-        rows: NDArray[np.integer[Any]],
-        scores: FloatArray,
-        batches: list[int],
-        *,
-        trained: bool,
-    ) -> None:
+    def remember(self, memory: Memory, visits: Visits) -> None:
         """Shift the losses and their differences by one look."""
-        for piece in occurrences(rows):
-            now, loss = rows[piece], scores[piece]
+        for now, loss in visits.each_once():
             last, before = memory["loss"][now], memory["loss_before"][now]
             memory["change_before_that"][now] = memory["change_before"][now]
             memory["change_before"][now] = memory["change"][now]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Policy, Request
-from infobatch._core.scores import FloatArray
+from infobatch._core.policy import Memory, Policy, Request, Visits
 from infobatch._core.selection import Selection
 from infobatch._core.thinning import lowest
 from infobatch._core.validation import check_fraction
@@ -45,16 +42,9 @@ class RePB(Policy):
         """`above`: last loss minus the mean of its batch; `times` selected."""
         return {"above": float("nan"), "times": 0.0}
 
-    def remember(
-        self,
-        memory: Memory,
-        rows: NDArray[np.integer[Any]],
-        scores: FloatArray,
-        batches: list[int],
-        *,
-        trained: bool,
-    ) -> None:
+    def remember(self, memory: Memory, visits: Visits) -> None:
         """Compare each score with the mean of the finite ones of its batch."""
+        rows, scores, batches, trained = visits
         starts = np.cumsum([0, *batches[:-1]])
         finite = np.isfinite(scores)
         sums = np.add.reduceat(np.where(finite, scores, 0.0).astype(np.float64), starts)

@@ -7,13 +7,10 @@ ICLR 2024, arXiv 2305.18424.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from infobatch._core.policy import Memory, Policy, Request
-from infobatch._core.scores import FloatArray
+from infobatch._core.policy import Memory, Policy, Request, Visits
 from infobatch._core.selection import Selection
 from infobatch._core.thinning import lowest, rounded
 from infobatch._core.validation import check_fraction
@@ -48,18 +45,10 @@ class RS2(Policy):
         """`times`: in how many epochs a sample has been trained on."""
         return {} if self.replacement else {"times": 0.0}
 
-    def remember(
-        self,
-        memory: Memory,
-        rows: NDArray[np.integer[Any]],
-        scores: FloatArray,
-        batches: list[int],
-        *,
-        trained: bool,
-    ) -> None:
-        """Count."""
-        if trained and not self.replacement:
-            np.add.at(memory["times"], rows, np.float32(1.0))
+    def remember(self, memory: Memory, visits: Visits) -> None:
+        """Count the epochs in which a sample has been trained on."""
+        if visits.trained and not self.replacement:
+            np.add.at(memory["times"], visits.rows, np.float32(1.0))
 
     def select(self, request: Request) -> Selection:
         """Select at random among those that have been seen least often."""
