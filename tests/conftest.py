@@ -9,15 +9,9 @@ from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 HOSTS = TESTS / "hosts"
-# Tests of the laboratory, and those of them that train for long and are no part of `make test`.
 LAB = TESTS / "lab"
-AT_LENGTH = (
-    "tasks",
-    "run/test_processes.py",
-    "run/test_training.py",
-    "command/test_presets.py",
-    "report/test_report.py",
-)
+# What trains for long there, and is no part of `make test`.
+AT_LENGTH = ("test_presets.py", "test_processes.py", "test_report.py", "test_training.py")
 
 # No deadline: the first example pays for imports and caches of torch. The health check on speed is
 # off for the same reason; the number of examples is what bounds the time.
@@ -42,10 +36,9 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     """All of the laboratory is one group, what takes long in it slow."""
     for item in items:
-        parts = (item.path, *item.path.parents)
-        if LAB in parts:
+        if LAB in item.path.parents:
             item.add_marker(pytest.mark.lab)
-            if any(LAB / name in parts for name in AT_LENGTH):
+            if item.path.name in AT_LENGTH or LAB / "tasks" in item.path.parents:
                 item.add_marker(pytest.mark.slow)
 
 
