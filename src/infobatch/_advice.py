@@ -44,11 +44,11 @@ def warn_if_indistinct(
     if mass >= _INDISTINCT * saved > 0.0:
         seen = (
             f"{saved / len(records):.0%} of the samples were left out of each pruned epoch so "
-            f"far, and {mass / len(records):.0%} of what bounds the gradients with them"
+            f"far, and {mass / len(records):.0%} of the total gradient bound with them"
         )
     elif settings.budget is not None and math.isnan(mass) and gain < _NO_HEADROOM:
         seen = (
-            f"what bounds the gradients, 1 - exp(-loss), hardly differs: by choosing samples "
+            f"the gradient bounds, 1 - exp(-loss), hardly differ: by choosing samples "
             f"at most {gain:.1%} of the gradients' second moment can be saved"
         )
     else:

@@ -157,8 +157,8 @@ class DataPruner:
                 sampler's order or forms batches of its own. Not needed otherwise; it costs a
                 look-up and, on an accelerator, a synchronisation.
             reduction: "mean" gives sum(weight * loss) / B, "sum" the sum, "none" the rescaled
-                losses (B,). Where a rank has padding, which weighs 0, "mean" divides by the
-                mean number over ranks of samples that count; otherwise the division is yours.
+                losses (B,). Where a rank has padding (weight 0), "mean" divides by the mean number
+                over ranks of samples that are not padding; otherwise the division is yours.
 
         Returns:
             A new tensor of the losses' dtype and device, with exact gradients.

@@ -467,8 +467,6 @@ def test_ies_needs_five_looks_before_it_stops_anyone():
         trained = look % 2 == 0
         ones = np.ones(N, np.float32)
         policy.remember(memory, p.Visits(np.arange(N), ones, [N], trained))
-            memory, p.Visits(np.arange(N), np.ones(N, np.float32), [N], trained=look % 2 == 0)
-        )
         stopped = N - len(kept(ask(policy, losses(), look, rng(), memory=memory)))
         assert stopped == (0 if look < 4 else N - 1)  # one always remains
 

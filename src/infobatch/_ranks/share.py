@@ -20,8 +20,8 @@ class Share:
     The plan is the same on all W ranks, and rank r takes positions first + r, first + r + W, ...
     Or each rank has a plan of the samples that it owns, and takes all of it. Either way every
     rank gets equally many samples: one that has fewer trains on samples of the plan a second
-    time, with weight 0, and their losses are not recorded. A step is the mean over the samples
-    that count, as in one process: see `divisor`.
+    time, with weight 0, and their losses are not recorded: padding. A step is the mean over the
+    samples that are not padding, as in one process: see `divisor`.
 
     Attributes:
         plan: the plan.
@@ -120,7 +120,7 @@ class Share:
         """What the sum of a step's weighted losses is divided by; None: its length.
 
         The mean over ranks of (sum of weight * loss) / divisor is then the mean over all samples
-        of the step that count, whatever padding some rank has.
+        of the step that are not padding.
         """
         if stop <= self._unpadded:
             return None

@@ -168,7 +168,7 @@ class InfoBatchMixin(_Base):
         return batches, items
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        """Count the tokens of the samples that count; padding of a distributed run does not."""
+        """Count the tokens of samples that are not padding of a distributed run."""
         if not self._is_drawing:  # in evaluation
             return super()._get_num_items_in_batch(batch_samples, device)
         if "labels" not in batch_samples[0]:
