@@ -1,5 +1,7 @@
 """With what torch offers for distributed training: accumulation, AMP, compile, meshes, Join."""
 
+import functools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -59,13 +61,28 @@ def train(model, pruner, *, batch=BATCH, accumulate=1, scaler=None, dtype=None, 
     return parameters_of(model), pruner.scores, pruner.history
 
 
+def all_ways(rank):
+    ways = (accumulate, mixed_precision, overflow, join, compiled_ddp)
+    return {way.__name__: way(rank) for way in ways}
+
+
+@functools.cache
+def started_once():
+    return results_of(2, all_ways)
+
+
+def on_two_ranks(way):
+    """What a way to train comes to on each rank; all share one start of the processes."""
+    return [results[way] for results in started_once()]
+
+
 def accumulate(rank):
     return train(DistributedDataParallel(model_of()), InfoBatch(N, EPOCHS), accumulate=3)
 
 
 def test_accumulation_with_no_sync_is_that_of_one_process():
     expected = train(model_of(), InfoBatch(N, EPOCHS), batch=2 * BATCH, accumulate=3)
-    for parameters, scores, history in results_of(2, accumulate):
+    for parameters, scores, history in on_two_ranks("accumulate"):
         assert_close(parameters, expected[0])
         torch.testing.assert_close(scores, expected[1])
         assert [record.trained for record in history] == [r.trained for r in expected[2]]
@@ -83,7 +100,7 @@ def test_amp_with_a_grad_scaler_is_that_of_one_process():
     expected = train(
         model, InfoBatch(N, EPOCHS), batch=2 * BATCH, scaler=scaler, dtype=torch.bfloat16
     )
-    for parameters, _, _ in results_of(2, mixed_precision):
+    for parameters, _, _ in on_two_ranks("mixed_precision"):
         assert_close(parameters, expected[0], rtol=5e-3)
 
 
@@ -109,7 +126,7 @@ def overflow(rank):
 
 
 def test_a_step_that_the_grad_scaler_leaves_out_is_left_out_on_every_rank():
-    for before, after, scale, scores in results_of(2, overflow):
+    for before, after, scale, scores in on_two_ranks("overflow"):
         assert_close(after, before, rtol=0)
         assert scale < 2.0**12
         assert int(torch.isinf(scores).sum()) == BATCH
@@ -125,7 +142,7 @@ def join(rank):
 
 def test_join_has_nothing_to_do_as_all_ranks_have_equally_many_batches():
     expected = train(model_of(), InfoBatch(N, EPOCHS), batch=2 * BATCH)
-    for parameters, scores, _ in results_of(2, join):
+    for parameters, scores, _ in on_two_ranks("join"):
         assert_close(parameters, expected[0])
         torch.testing.assert_close(scores, expected[1])
 
@@ -174,7 +191,7 @@ def compiled_ddp(rank):
 
 def test_a_compiled_ddp_model_is_that_of_one_process():
     expected = train(model_of(), InfoBatch(N, EPOCHS), batch=2 * BATCH)
-    for parameters, scores, _ in results_of(2, compiled_ddp):
+    for parameters, scores, _ in on_two_ranks("compiled_ddp"):
         assert_close(parameters, expected[0])
         torch.testing.assert_close(scores, expected[1])
 
