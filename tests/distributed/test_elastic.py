@@ -67,7 +67,12 @@ def one_rank(rank, world_size, state, stop):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "stop"), [((2, 3, 1), (0, 2)), ((3, 2, 4), (3, 2)), ((4, 1, 2), (2, 0))]
+    ("sizes", "stop"),
+    [
+        ((2, 3, 1), (0, 2)),
+        ((4, 1, 2), (2, 0)),
+        pytest.param((3, 2, 4), (3, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_moves_between_numbers_of_ranks_and_trains_as_one_process(sizes, stop):
     expected = stage(1, None, None, lambda model: model)

@@ -128,7 +128,8 @@ def ddp_stage(rank, folder, load, stop):
 
 
 @pytest.mark.parametrize(
-    ("saved", "loaded", "stop"), [(2, 3, (1, 0)), (3, 1, (2, 2)), (2, 2, (2, 2))]
+    ("saved", "loaded", "stop"),
+    [(2, 3, (1, 0)), (3, 1, (2, 2)), pytest.param(2, 2, (2, 2), marks=pytest.mark.slow)],
 )
 def test_distributed_checkpoint_carries_a_run_to_other_numbers_of_ranks(
     saved, loaded, stop, tmp_path
