@@ -32,7 +32,6 @@ from infobatch.errors import (
     MissingUpdateWarning,
     SamplerError,
 )
-from infobatch.integrations.hosts import coming_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 
@@ -849,7 +848,7 @@ def test_coming_weights_are_those_of_noted_batches():
     loader = DataLoader(Ids(), batch_sampler=run.pruner.batches(ByLength(run.pruner.sampler)))
     for _ in range(3):
         for ids in loader:
-            coming, plan = coming_weights(run.pruner, len(ids)), run.pruner.plan
+            coming, plan = run.pruner.coming_weights(len(ids)), run.pruner.plan
             torch.testing.assert_close(coming, weights_of(plan, ids))
             run.step(ids)
 

@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from infobatch import InfoBatch
 from infobatch.errors import DistributedError, EpochError, MisalignedUpdateError, StateError
-from infobatch.integrations.hosts import check_host, coming_divisor, coming_weights, planned_loader
+from infobatch.integrations.hosts import check_host, coming_divisor, planned_loader
 from infobatch.schedule import ProgressScheduler, counts_steps
 
 N, BATCH = 100, 8
@@ -171,7 +171,7 @@ def test_coming_weights_are_those_that_update_uses():
     loader = DataLoader(range(N), BATCH, sampler=pruner.sampler)
     for _ in range(4):
         for batch in loader:
-            weights = coming_weights(pruner, len(batch))
+            weights = pruner.coming_weights(len(batch))
             assert coming_divisor(pruner, len(batch)) == len(batch)
             losses = torch.rand(len(batch))
             rescaled = pruner.update(losses, reduction="none")
@@ -185,7 +185,7 @@ def test_coming_weights_and_divisor_with_padding():
         loader = DataLoader(range(9), 3, sampler=pruner.sampler)
         seen = []
         for batch in loader:
-            seen.append((coming_weights(pruner, 3).tolist(), coming_divisor(pruner, len(batch))))
+            seen.append((pruner.coming_weights(3).tolist(), coming_divisor(pruner, len(batch))))
             pruner.update(batch.float())
         return seen
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
 from infobatch.errors import EpochError
-from infobatch.integrations.hosts import coming_divisor, coming_weights
+from infobatch.integrations.hosts import coming_divisor
 
 N, BATCH = 100, 8
 
@@ -40,7 +40,7 @@ def test_what_is_tried_out_while_paused_leaves_no_trace(workers):
         seen = []
         for batch in itertools.islice(loader, stop):
             losses = batch.float().requires_grad_()
-            assert torch.equal(coming_weights(pruner, len(batch)), torch.ones(len(batch)).double())
+            assert torch.equal(pruner.coming_weights(len(batch)), torch.ones(len(batch)).double())
             assert coming_divisor(pruner, len(batch)) == len(batch)
             loss = pruner.update(losses)
             torch.testing.assert_close(loss, losses.mean())

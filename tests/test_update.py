@@ -11,7 +11,6 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import InfoBatchError, LossError, NonFiniteLossWarning
-from infobatch.integrations.hosts import coming_weights
 from infobatch.policies import RandomSubset
 
 N, B = 96, 16
@@ -408,9 +407,9 @@ def test_a_transform_of_torch_func_is_refused_and_the_way_out_works():
     parameters = torch.rand(64)
     loader = DataLoader(range(64), 8, sampler=pruner.sampler)
     for ids in loader:
-        with pytest.raises(LossError, match=r"torch\.func transform.*coming_weights\(pruner, B\)"):
+        with pytest.raises(LossError, match=r"torch\.func transform.*pruner\.coming_weights\(B\)"):
             torch.func.grad(lambda p, ids=ids: pruner.update(p[ids] ** 2))(parameters)
-        weights = coming_weights(pruner, len(ids))
+        weights = pruner.coming_weights(len(ids))
 
         def loss_of(p, ids=ids, weights=weights):
             losses = p[ids] ** 2

@@ -434,6 +434,20 @@ class DataPruner:
         batches = [n // batch_size if drop_last else -(-n // batch_size) for n in on_rank]
         return sum(-(-n // accumulate) for n in batches)
 
+    def coming_weights(self, count: int) -> Tensor:
+        """(count,) float64, on the host: the weights of the next samples, before their losses.
+
+        For losses that are weighted by hand, as under `torch.func`, and for hosts that must know
+        beforehand which samples are padding of a distributed run (weight 0). Fewer at an epoch's
+        end. `update` has to be called with the losses all the same.
+        """
+        if self._sampler.is_paused:
+            return torch.ones(count, dtype=torch.float64)
+        share, batch = self._run.coming(count)
+        if batch.ids is None:
+            return torch.from_numpy(share.weights(batch.start, min(batch.stop, len(share))))
+        return torch.from_numpy(share.plan.selection.weights_of(batch.ids))
+
     def metrics(self) -> dict[str, float]:
         """Of the last finished epoch, by the names under which the integrations log it.
 

@@ -30,9 +30,9 @@ def check_losses(name: str, losses: Tensor) -> None:
     if torch._C._functorch.is_functorch_wrapped_tensor(losses):
         raise LossError(
             f"{name} belong to a torch.func transform (grad, vmap, ...), out of which they cannot "
-            "be kept. Take weights = coming_weights(pruner, B) of infobatch.integrations.hosts "
-            "before it, return (weights * losses).mean() and the losses with has_aux=True, and "
-            "call update with these losses after it"
+            "be kept. Take weights = pruner.coming_weights(B) before it, return "
+            "(weights * losses).mean() and the losses with has_aux=True, and call update with "
+            "these losses after it"
         )
     if losses.dim() == 1 and losses.is_floating_point() and losses.shape[0]:
         return

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from infobatch.errors import DistributedError, EpochError, StateError
@@ -108,20 +106,6 @@ def check_host(
             "sharded=True gives each rank a state of its own, of which this host's checkpoints "
             "would have one; use sharded=False, or a loop of your own that saves them all"
         )
-
-
-def coming_weights(pruner: DataPruner, count: int) -> Tensor:
-    """(count,) float64, on the host: the weights of the next samples, before their losses.
-
-    For hosts that must know beforehand which of the samples that they have drawn are padding
-    of a distributed run (weight 0), or count as they are (weight 1). Fewer at an epoch's end.
-    """
-    if pruner.sampler.is_paused:
-        return torch.ones(count, dtype=torch.float64)
-    share, batch = pruner._run.coming(count)
-    if batch.ids is None:
-        return torch.from_numpy(share.weights(batch.start, min(batch.stop, len(share))))
-    return torch.from_numpy(share.plan.selection.weights_of(batch.ids))
 
 
 def coming_divisor(pruner: DataPruner, count: int) -> float:

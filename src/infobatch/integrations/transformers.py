@@ -22,7 +22,7 @@ from infobatch.errors import EpochError, LossError, MisalignedUpdateError, State
 from infobatch.infobatch import InfoBatch
 from infobatch.integrations._loss_check import Form, LossCheck, nonzero, refusal
 from infobatch.integrations.accelerate import keep_shares
-from infobatch.integrations.hosts import check_host, coming_divisor, coming_weights
+from infobatch.integrations.hosts import check_host, coming_divisor
 from infobatch.pruner import DataPruner
 from infobatch.schedule import ProgressScheduler, counts_steps
 
@@ -177,7 +177,7 @@ class InfoBatchMixin(_Base):
                 'only; have the data set or the collator give them as "labels"'
             )
         sizes = [len(batch["labels"]) for batch in batch_samples]
-        weights = coming_weights(self.pruner, sum(sizes)).split(sizes)
+        weights = self.pruner.coming_weights(sum(sizes)).split(sizes)
         counted = [_without_padding(*pair) for pair in zip(batch_samples, weights, strict=True)]
         items = super()._get_num_items_in_batch(counted, device)
         return items.clamp(min=1) if isinstance(items, Tensor) else items
@@ -369,7 +369,7 @@ class InfoBatchMixin(_Base):
 
     def _correction(self, stock: Tensor, outputs: Any, labels: Tensor, items: Any) -> Tensor:
         """sum_i (w_i - 1) * l_i, divided as the stock loss is; 0 where all weights are 1."""
-        weights = coming_weights(self.pruner, len(labels))
+        weights = self.pruner.coming_weights(len(labels))
         divisor = coming_divisor(self.pruner, len(labels))
         is_plain = divisor == len(labels) and bool((weights == 1).all())
         with torch.set_grad_enabled(not is_plain):

@@ -20,7 +20,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from infobatch.errors import MisalignedUpdateError, StateError
 from infobatch.infobatch import InfoBatch
-from infobatch.integrations.hosts import coming_weights, planned_loader
+from infobatch.integrations.hosts import planned_loader
 from infobatch.pruner import DataPruner
 
 STATE_FILE = "infobatch.pt"
@@ -298,7 +298,7 @@ class _PrunedCriterion(_WeightedCriterion):
         if not self.model.training:
             return self.criterion(preds, batch)  # type: ignore[no-any-return]
         images = batch["img"]
-        weights = coming_weights(self.pruner, len(images)).to(images.device, torch.float32)
+        weights = self.pruner.coming_weights(len(images)).to(images.device, torch.float32)
         loss, items = self.weighted(preds, batch, weights.requires_grad_())
         (losses,) = torch.autograd.grad(loss.sum(), weights, retain_graph=True)
         self.pruner.update(losses)

@@ -43,7 +43,6 @@ from infobatch.errors import (
     StateError,
 )
 from infobatch.integrations._loss_check import Form, LossCheck
-from infobatch.integrations.hosts import coming_weights
 from infobatch.integrations.transformers import InfoBatchMixin, InfoBatchTrainer
 from infobatch.schedule import ProgressScheduler
 
@@ -235,7 +234,7 @@ def test_the_gradient_is_that_of_weighted_token_losses(tmp_path):
     compared = 0
     for _ in range(2):
         for batch in loader:
-            weights = coming_weights(pruner, len(batch["labels"]))
+            weights = pruner.coming_weights(len(batch["labels"]))
             labels = F.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
             tokens = int((labels != -100).sum())
             token_losses = F.cross_entropy(
@@ -603,7 +602,7 @@ def test_a_loss_of_another_kind_is_refused_before_it_is_trained_on(tmp_path, los
 
     class Observed(InfoBatchMixin, loss):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-            weights = coming_weights(self.pruner, 8).float()
+            weights = self.pruner.coming_weights(8).float()
             result, outputs = super().compute_loss(model, inputs, True, **kwargs)
             losses = F.cross_entropy(outputs.logits, inputs["labels"], reduction="none")
             if (result - (weights * losses).mean()).abs() > 0.01 * result:
@@ -627,7 +626,7 @@ def test_a_loss_of_another_kind_is_weighted_as_its_samples_losses_say(tmp_path, 
             return self.each(outputs.logits, labels)
 
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-            weights = coming_weights(self.pruner, len(inputs["labels"])).float()
+            weights = self.pruner.coming_weights(len(inputs["labels"])).float()
             result, outputs = super().compute_loss(model, inputs, True, **kwargs)
             losses, counts = self.each(outputs.logits, inputs["labels"])
             torch.testing.assert_close(result, (weights * losses).sum() / counts.sum())
@@ -649,7 +648,7 @@ def test_a_part_of_the_loss_that_is_no_samples_is_not_weighted(tmp_path):
             return self.term()
 
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-            weights = coming_weights(self.pruner, len(inputs["labels"])).float()
+            weights = self.pruner.coming_weights(len(inputs["labels"])).float()
             result, outputs = super().compute_loss(model, inputs, True, **kwargs)
             losses = F.cross_entropy(outputs.logits, inputs["labels"], reduction="none")
             torch.testing.assert_close(result, (weights * losses).mean() + self.term())

@@ -24,7 +24,6 @@ from ultralytics.utils import DEFAULT_CFG
 
 from infobatch import InfoBatch
 from infobatch.errors import MisalignedUpdateError, StateError
-from infobatch.integrations.hosts import coming_weights
 from infobatch.integrations.ultralytics import PrunedDetectionTrainer, _PrunedCriterion
 from infobatch.policies import BudgetThreshold
 
@@ -103,7 +102,7 @@ class ImageByImage:
             parts = self.stock.o2m * many + self.stock.o2o * one
         else:
             parts, items = losses_image_by_image(self.stock, preds, batch)
-        weights = coming_weights(self.pruner, len(parts)).float()
+        weights = self.pruner.coming_weights(len(parts)).float()
         self.pruner.update(parts.sum(1))
         return (weights[:, None] * parts).sum(0), items
 
