@@ -1,5 +1,9 @@
 """What the tests of the laboratory share."""
 
+import contextlib
+import io
+import runpy
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,34 +23,23 @@ from infobatch.lab.tasks import all_tasks
 from infobatch.lab.tasks.base.data import TensorData
 from infobatch.lab.tasks.base.task import Task
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DIGITS = all_tasks()["digits"]
 AUGMENTED = replace(DIGITS, prepare=replace(DIGITS.prepare, crop_padding=1, flip=True))
 SMALL = ("--epochs", "5", "--limit-train", "300", "--batch-size", "50", "--seeds", "2")
 
-SETTINGS = Settings(
-    task="digits",
-    model="digits-cnn",
-    width=4,
-    epochs=6,
-    batch_size=40,
-    lr=0.1,
-    weight_decay=5e-4,
-    label_smoothing=0.1,
-    nesterov=False,
-    prune_ratio=0.5,
-    delta=0.7,
-    device="cpu",
-    precision="fp32",
-    channels_last=False,
-    compile=False,
-    threads=1,
-    eval_every=1,
-    limit_train=200,
-    label_noise="none",
-    imbalance=1.0,
-    augmentation="standard",
-    margin=0.5,
-    data="none",
+SETTINGS = Settings.of_task(
+    DIGITS,
+    {
+        "width": 4,
+        "epochs": 6,
+        "batch_size": 40,
+        "lr": 0.1,
+        "delta": 0.7,
+        "limit_train": 200,
+        "device": "cpu",
+        "data": "none",
+    },
 )
 
 
@@ -61,6 +54,18 @@ class Comparison:
 def run_command(*arguments: str) -> Result:
     """What `infobatch` prints and returns, in this process."""
     return CliRunner().invoke(app, list(arguments))
+
+
+def run_example_here(name: str, *words: str) -> str:
+    """What one of the examples prints, run in this process as its docstring says."""
+    path, printed = EXAMPLES / name, io.StringIO()
+    before, sys.argv = sys.argv, [str(path), *words]
+    try:
+        with contextlib.redirect_stdout(printed):
+            runpy.run_path(str(path), run_name="__main__")
+    finally:
+        sys.argv = before
+    return printed.getvalue()
 
 
 def small_comparison(out: Path, *arguments: str) -> Result:

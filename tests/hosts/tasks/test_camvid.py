@@ -65,13 +65,6 @@ def test_it_learns(model, streets, tmp_path):
     assert run.curves.mean_loss[-1] < run.curves.mean_loss[0] / 2
 
 
-@pytest.mark.parametrize("arm", ["static-el2n", "importance-sampling"])
-def test_arms_that_need_class_logits_are_refused_in_words(arm, streets, tmp_path):
-    result = compare(streets, tmp_path, "--arms", arm, "--epochs", "3", "--width", "4")
-    assert result.exit_code == 2
-    assert "one logit for each class" in result.output
-
-
 @pytest.mark.parametrize("name", list(MODELS))
 def test_models_take_any_size_and_are_the_same_for_a_seed(name, streets):
     data = CAMVID.load(streets)

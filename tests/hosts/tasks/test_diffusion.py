@@ -228,16 +228,6 @@ def test_every_kind_of_arm_trains_by_either_score(arm):
         assert (run.cost.passes < 4 * 60) == (arm != "full")
 
 
-@pytest.mark.parametrize("arm", ["static-el2n", "importance-sampling"])
-def test_arms_that_need_logits_of_classes_say_so(arm, tmp_path):
-    result = run_command(
-        *("compare", "--task", "diffusion", "--arms", arm, "--seeds", "1", "--epochs", "4"),
-        *("--limit-train", "40", "--width", "8", "--cost", "0.7", "--out", str(tmp_path)),
-    )
-    assert result.exit_code == 2
-    assert "one logit for each class" in result.output
-
-
 def test_a_resumed_run_ends_with_the_same_numbers():
     whole = started(of_score("timestep"), "infobatch")
     first = started(of_score("timestep"), "infobatch")

@@ -94,13 +94,6 @@ def test_every_kind_of_arm_runs_and_learns(folder, tmp_path):
     assert found["infobatch"].cost_fraction < 1
 
 
-@pytest.mark.parametrize("arm", ["static-el2n", "importance-sampling"])
-def test_arms_that_need_class_logits_are_refused_in_words(arm, folder, tmp_path):
-    result = compare(folder, tmp_path, "--arms", arm, "--epochs", "3")
-    assert result.exit_code == 2
-    assert "one logit for each class" in result.output
-
-
 # ------------------------------------------------------------------ sequences and losses
 
 

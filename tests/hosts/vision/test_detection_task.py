@@ -57,13 +57,6 @@ def test_it_learns(folder, tmp_path):
     assert run.more["mAP50"] > 50
 
 
-@pytest.mark.parametrize("arm", ["static-el2n", "importance-sampling"])
-def test_arms_that_need_class_logits_are_refused_in_words(arm, folder, tmp_path):
-    result = compare(folder, tmp_path, "--arms", arm, "--epochs", "3")
-    assert result.exit_code == 2
-    assert "one logit for each class" in result.output
-
-
 def detector_and_targets():
     torch.manual_seed(0)
     detector = build_detector("yolov8", classes=2, width=8)

@@ -2,14 +2,12 @@
 
 import gzip
 import lzma
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.lab.support import finish, run_command, training_run
+from tests.lab.support import finish, run_command, run_example_here, training_run
 
 from infobatch.lab.errors import LabError
 from infobatch.lab.run.results import read_results
@@ -17,7 +15,6 @@ from infobatch.lab.tasks import all_tasks
 from infobatch.lab.tasks.adult import read_adult
 
 ADULT = all_tasks()["adult"]
-ROOT = Path(__file__).resolve().parents[3]
 ARMS = "infobatch,infobatch-quantile,random,kakurenbo,es,importance-sampling,static-el2n"
 ROW = (
     "39, State-gov, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, "
@@ -156,11 +153,8 @@ def test_what_is_missing_is_said_with_where_to_get_it(place, tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_the_example_runs(given, census, monkeypatch, capsys):
+def test_the_example_runs(given, census):
     words = ["--data-dir", str(census)] if given else []
-    example = ROOT / "examples" / "adult.py"
-    monkeypatch.setattr(sys, "argv", [str(example), "--epochs", "8", *words])
-    runpy.run_path(str(example), run_name="__main__")
-    output = capsys.readouterr().out
+    output = run_example_here("adult.py", "--epochs", "8", *words)
     assert float(output.rpartition("test accuracy: ")[2].split("%")[0]) > 65
     assert "sample passes saved" in output

@@ -109,21 +109,18 @@ def same(found, arrays, *, order=None) -> None:
     assert found.train_labels.dtype == np.int64
 
 
-@pytest.mark.parametrize("classes", [10, 100])
 @pytest.mark.parametrize("inside", [True, False], ids=["the folder itself", "its parent"])
-def test_official_python_batches(tmp_path, arrays, classes, inside):
-    name = "cifar-10-batches-py" if classes == 10 else "cifar-100-python"
-    write_python(tmp_path / name, arrays, classes)
-    found = read_cifar(tmp_path / name if inside else tmp_path, classes=classes)
-    same(found, arrays)
-    assert found.class_names == tuple(f"name {label}" for label in range(classes))
-
-
-@pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("inside", [True, False], ids=["the folder itself", "its parent"])
-def test_official_binary_batches(tmp_path, arrays, classes, inside):
-    name = "cifar-10-batches-bin" if classes == 10 else "cifar-100-binary"
-    write_binary(tmp_path / name, arrays, classes)
+@pytest.mark.parametrize(
+    ("write", "name", "classes"),
+    [
+        (write_python, "cifar-10-batches-py", 10),
+        (write_python, "cifar-100-python", 100),
+        (write_binary, "cifar-10-batches-bin", 10),
+        (write_binary, "cifar-100-binary", 100),
+    ],
+)
+def test_official_batches(tmp_path, arrays, write, name, classes, inside):
+    write(tmp_path / name, arrays, classes)
     found = read_cifar(tmp_path / name if inside else tmp_path, classes=classes)
     same(found, arrays)
     assert found.class_names == tuple(f"name {label}" for label in range(classes))

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from tests.lab.support import (
     DIGITS,
-    SETTINGS,
     digits,
     finish,
     run_command,
@@ -23,6 +22,7 @@ from infobatch.lab.report import plots
 from infobatch.lab.report.summary import cells, summarise
 from infobatch.lab.run.results import RunResult, read_results
 from infobatch.lab.run.settings import Settings
+from infobatch.lab.tasks import all_tasks
 from infobatch.lab.tasks.base.data import TensorData, take
 from infobatch.lab.tasks.base.task import Metric, Option, Outcome, Task
 
@@ -124,6 +124,11 @@ def test_some_samples_of_a_batch_are_taken_from_all_of_its_parts():
 def test_arms_that_need_logits_of_classes_say_so(arm, tmp_path):
     with pytest.raises(LabError, match=f"{arm} needs a task whose models give one logit"):
         compared(halves(), tmp_path, [arm])
+
+
+def test_tasks_that_classify_and_no_others_have_such_logits():
+    classify = {name for name, task in all_tasks().items() if task.by_class_logits}
+    assert classify == {"adult", "cifar10", "cifar100", "digits", "imagenet", "sentence-polarity"}
 
 
 def test_arms_and_disturbances_that_need_classes_say_so(tmp_path):
@@ -267,9 +272,3 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it():
     with pytest.raises(LabError, match=r'no_such_thing is needed.*"infobatch\[tasks\]"'):
         need("no_such_thing.part", "tasks")
     assert need("json", "tasks") is json
-
-
-def test_the_small_settings_are_those_of_the_task():
-    assert set(SETTINGS.to_json()) == set(
-        Settings.of_task(DIGITS, {"device": "cpu", "data": ""}).to_json()
-    )

@@ -30,7 +30,7 @@ _MOST = 9
 
 def metric_against_cost(comparison: Comparison) -> bytes:
     """The final metric over cost: a line per arm where it was run at several, with the margin."""
-    figure, axis = _figure(7.4, 4.6)
+    figure, (axis,) = _figure(7.4, 4.6)
     named, judged_by = _named(comparison), comparison.metric
     for arm in comparison.arms:
         rows = sorted((row for row in comparison.rows if row.arm == arm), key=lambda row: row.cost)
@@ -83,8 +83,7 @@ def metric_against_cost(comparison: Comparison) -> bytes:
 
 def learning_curves(comparison: Comparison) -> bytes:
     """The test metric over sample passes, mean over seeds; the whole run and its end."""
-    figure = _blank(9.0, 4.0)
-    whole, end = figure.subplots(1, 2)
+    figure, (whole, end) = _figure(9.0, 4.0, columns=2)
     longest = 0.0
     finals: list[float] = []
     named = _named(comparison)
@@ -107,14 +106,13 @@ def learning_curves(comparison: Comparison) -> bytes:
     for axis in (whole, end):
         axis.set_xlabel("sample passes")
         axis.xaxis.set_major_formatter(EngFormatter())
-        _decorate(axis)
     whole.legend(fontsize=8, loc=_corner(comparison.metric))
     return _png(figure)
 
 
 def kept_fraction(comparison: Comparison) -> bytes:
     """The fraction of the training set that each epoch planned, mean over seeds."""
-    figure, axis = _figure(7.0, 3.4)
+    figure, (axis,) = _figure(7.0, 3.4)
     named = _named(comparison)
     for row in _shown(comparison):
         runs = comparison.runs_of(row.arm, row.cost_target)
@@ -143,8 +141,7 @@ def kept_fraction(comparison: Comparison) -> bytes:
 
 def loss_distribution(histograms: Sequence[Histogram]) -> bytes:
     """The scores before a few epochs, with the threshold below which samples may be pruned."""
-    figure = _blank(9.0, 2.9)
-    axes = figure.subplots(1, len(histograms), sharey=True, squeeze=False)[0]
+    figure, axes = _figure(9.0, 2.9, columns=len(histograms))
     for axis, histogram in zip(axes, histograms, strict=True):
         edges = np.linspace(histogram.low, histogram.high, len(histogram.counts) + 1)
         below = edges[:-1] < histogram.threshold
@@ -157,7 +154,9 @@ def loss_distribution(histograms: Sequence[Histogram]) -> bytes:
         axis.set_title(f"before epoch {histogram.epoch + 1}", fontsize=9)
         axis.set_xlabel(f"loss (threshold {histogram.threshold:.3g})", fontsize=8)
         axis.tick_params(labelsize=8)
-        _decorate(axis)
+        if axis is not axes[0]:
+            axis.sharey(axes[0])
+            axis.tick_params(labelleft=False)
     axes[0].set_ylabel("samples, logarithmic", fontsize=8)
     return _png(figure)
 
@@ -214,22 +213,14 @@ def _style(named: Sequence[str], arm: str) -> tuple[str, str]:
     return _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
 
 
-def _blank(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = _blank(width, height)
-    axis = figure.subplots()
-    _decorate(axis)
-    return figure, axis
-
-
-def _decorate(axis: Axes) -> None:
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def _png(figure: Figure) -> bytes:

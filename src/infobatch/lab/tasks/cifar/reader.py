@@ -18,6 +18,7 @@ from infobatch.lab.tasks.base.files import (
     class_folders,
     plain_arrays,
     read_image,
+    read_lines,
     search,
 )
 
@@ -176,11 +177,7 @@ def _binary_batch(path: Path, label_bytes: int) -> Part:
 
 
 def _text_names(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise LabError(f"{path} must hold the names of the classes as text ({error})") from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return tuple(line for _, line in read_lines(path))
 
 
 def _python_batch(path: Path) -> Part:
@@ -202,8 +199,18 @@ def _pickled_names(path: Path) -> tuple[str, ...]:
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
 
 
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in old pickles; other codecs are refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
 _ARRAY = np.zeros(1)
 _ALLOWED: dict[tuple[str, str], Any] = {
+    ("_codecs", "encode"): _encode_latin1,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
     **{
         (module, "_reconstruct"): _ARRAY.__reduce__()[0]
         for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
@@ -212,8 +219,6 @@ _ALLOWED: dict[tuple[str, str], Any] = {
         (module, "_frombuffer"): _ARRAY.__reduce_ex__(5)[0]
         for module in ("numpy.core.numeric", "numpy._core.numeric")
     },
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
 }
 _NOT_A_PICKLE = (
     *(pickle.UnpicklingError, EOFError, ValueError, TypeError),
@@ -231,19 +236,9 @@ class ArrayUnpickler(pickle.Unpickler):
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
-        """One of the allowed names; UnpicklingError for any other."""
-        if (module, name) == ("_codecs", "encode"):
-            return _encode_latin1
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return _ALLOWED[module, name]
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in old pickles; other codecs are refused."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
 
 
 def _unpickle(path: Path) -> dict[bytes, Any]:
