@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ from infobatch._ranks.gathering import (
 from infobatch._ranks.share import Share
 from infobatch._ranks.world import World
 from infobatch._step.buffer import LossBuffer
+from infobatch._step.reordered import Reordered
 from infobatch.errors import MisalignedUpdateError
 
 Record = Callable[[NDArray[np.integer[Any]], FloatArray, list[int]], None]
@@ -75,9 +75,7 @@ class RunningEpoch:
     position: int = field(default=0, init=False)
     pending: PendingLosses = field(default_factory=PendingLosses, init=False)
     _buffer: LossBuffer | None = field(default=None, init=False)
-    _done: list[NDArray[np.int64]] | None = field(default=None, init=False)  # in another order
-    _came: NDArray[np.bool_] | None = field(default=None, init=False)  # (n,) which rows have
-    _padding: Counter[int] | None = field(default=None, init=False)  # of rows: how often it counts
+    _reordered: Reordered = field(default_factory=Reordered, init=False)
     _stream_steps: int = field(default=0, init=False)
     _stream_batch: int = field(default=0, init=False)
 
@@ -103,8 +101,8 @@ class RunningEpoch:
         """Position in the plan up to which losses have come."""
         if self.position == 0:
             return self.start
-        if self._done is not None:
-            return self.start + sum(map(len, self._done))
+        if self._reordered.is_any:
+            return self.start + len(self._reordered)
         return self.share.position(self.position)
 
     @property
@@ -117,9 +115,7 @@ class RunningEpoch:
     @property
     def plan_as_trained(self) -> EpochPlan | None:
         """The plan, with what has come in another order first."""
-        if self._done is None or self.planned is None:
-            return self.planned
-        return self.planned.with_first(np.concatenate(self._done))
+        return None if self.planned is None else self._reordered.in_plan(self.planned)
 
     @property
     def left_out(self) -> int:
@@ -153,7 +149,7 @@ class RunningEpoch:
 
         There may be fewer than the batch has: a part of it, or what `collate_fn` has left.
         """
-        if self._done is None and batch.stop > max(batch.start, self.position):
+        if not self._reordered.is_any and batch.stop > max(batch.start, self.position):
             start = max(batch.start, self.position)
             planned = self.share.ids(batch.start, batch.stop)
             if start + len(ids) <= batch.stop and bool(np.isin(ids, planned).all()):
@@ -174,7 +170,7 @@ class RunningEpoch:
         """
         if batch.ids is not None:
             return self.take_by_index(batch, losses, scores, batch.ids)
-        if self._done is not None:
+        if self._reordered.is_any:
             raise MisalignedUpdateError(
                 "losses of this epoch have come with indices and in another order than planned, "
                 "so the place of those without cannot be told; pass indices= in all updates of "
@@ -210,8 +206,8 @@ class RunningEpoch:
         in_order = batch.ids is None and batch.stop > batch.start  # the next ones of the plan
         plan = self.plan
         rows = plan.samples.rows(ids)
-        if not (in_order or self.is_stream):
-            self._check_not_twice(rows)
+        if not (in_order or self.is_stream or self.exchanges or self.may_repeat):
+            self._reordered.check_not_twice(rows, self.share, self.position, self.epoch)
         self._check_room(len(ids), max(self.position, batch.start))
         weights = plan.selection.weights_of(np.maximum(rows, 0))
         if not bool((weights[rows >= 0] > 0).all() and (rows >= 0).all()):
@@ -223,7 +219,7 @@ class RunningEpoch:
         if batch.start > self.position:
             self.leave_out(batch)
         divisor = self._divisor(len(ids))
-        counted = weights > 0 if self.is_stream else self._counted(rows)
+        counted = weights > 0 if self.is_stream else self._reordered.counted(rows, self.share)
         self.flush()
         values = losses.detach().float().cpu().numpy()
         ranked = values if scores is None else scores.detach().float().cpu().numpy()
@@ -235,8 +231,6 @@ class RunningEpoch:
             self.note(rows[counted], values[counted], ranked[counted], batches)
             if not (in_order or self.is_stream):
                 self.note_done(rows[counted])
-                if self._came is not None:
-                    self._came[rows] = True
         weights = np.where(counted, weights, 0.0)
         dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
         return torch.from_numpy(weights).to(losses.device, dtype), divisor
@@ -279,16 +273,13 @@ class RunningEpoch:
         """No losses will come of the last `tail` samples that were delivered."""
         self.pass_over(tail)
         self.position += tail
-        if self._done is not None:
-            self._done.append(np.empty(tail, dtype=np.int64))  # only their number matters now
+        self._reordered.note_nameless(tail)
 
     def note_done(self, rows: NDArray[np.int64]) -> None:
         """These rows have been accounted for, in another order than that of the plan."""
         if self.exchanges:
             return  # known to all ranks when they exchange
-        if self._done is None:
-            self._done = [self.share.counted_rows(0, self.position).astype(np.int64)]
-        self._done.append(rows)
+        self._reordered.note(rows, self.share.counted_rows(0, self.position))
 
     # ------------------------------------------------------------------ losses
 
@@ -345,9 +336,7 @@ class RunningEpoch:
         if any(header.count for header in meeting.headers):
             rows, losses, scores, batches = gather_losses(meeting, self.pending, planned)
             if max(header.rows for header in meeting.headers) == OWN_ROWS and not self.is_stream:
-                if self._done is None:
-                    self._done = [plan.order[self.start : done].astype(np.int64)]
-                self._done.append(rows)
+                self._reordered.note(rows, plan.order[self.start : done])
             self.note(rows, losses, scores, batches)
         self.pending = PendingLosses()
 
@@ -365,35 +354,3 @@ class RunningEpoch:
                 f"more than twice as many samples have come as epoch {self.epoch} was planned "
                 "with; call pruner.end_epoch() after each loop over the stream"
             )
-
-    def _check_not_twice(self, rows: NDArray[np.int64]) -> None:
-        """In an order that is not the plan's a sample must not stand for another."""
-        if self.exchanges or self.may_repeat:
-            return
-        plan, share = self.plan, self.share
-        if self._came is None:
-            self._came = np.zeros(len(plan.samples), dtype=bool)
-            if self.position and self._done is None:
-                self._came[share.counted_rows(0, self.position)] = True
-        again = rows[self._came[rows]]
-        if len(again) or len(np.unique(rows)) < len(rows):
-            raise MisalignedUpdateError(
-                f"samples {again[:5].tolist() or rows[:5].tolist()} have come twice in epoch "
-                f"{self.epoch}; every sample of pruner.sampler must be in one batch, once"
-            )
-
-    def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these samples of the share are not padding, in whatever order they come.
-
-        A sample that the share has several times, some of them as padding, counts as often as it
-        stands there without: the first times.
-        """
-        if self._padding is None:
-            self._padding = self.share.counts_of_padding()
-        counted = np.ones(len(rows), dtype=bool)
-        if self._padding:
-            for place, row in enumerate(rows.tolist()):
-                if row in self._padding:
-                    counted[place] = self._padding[row] > 0
-                    self._padding[row] -= 1
-        return counted
