@@ -10,7 +10,7 @@ from infobatch.lab.coresets import METHODS, Coreset
 from infobatch.policies import FullData
 
 PROXY_PART = 0.1
-"""Epochs of the proxy run, as a part of those of the full run."""
+"""Epochs of the proxy run over those of the full run."""
 
 
 def start(context: ArmContext, *, method: str, name: str) -> ArmRun:

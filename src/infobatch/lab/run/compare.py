@@ -115,7 +115,7 @@ def _run(
     told = cost
     if told is None and arm.cost == "told":
         cost_run = results.find(COST, None, seed)
-        assert cost_run is not None, "it runs before those that spend what it has spent"
+        assert cost_run is not None, "it runs before those that match its cost"
         told = cost_run.cost_fraction
     context = ArmContext(
         dataset_size=size,

@@ -11,16 +11,12 @@ from torch import Tensor, nn
 
 from infobatch.lab.registry import choose
 from infobatch.lab.tasks.base.images import Images
-from infobatch.lab.tasks.base.resnet import resnet18, resnet50
+from infobatch.lab.tasks.base.resnet import conv_bn, resnet18, resnet50
 
 
 def conv_bn_relu(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
     """A 3x3 convolution without bias, batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+    return conv_bn(inputs, outputs, 3, stride).append(nn.ReLU(inplace=True))
 
 
 class GlobalPoolClassifier(nn.Module):
