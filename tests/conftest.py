@@ -1,6 +1,7 @@
 """Settings that all tests share: one thread, seeded draws, hypothesis profiles."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.en
 # The tests compute on tiny tensors: more threads only get in each other's way, and the promise that
 # the thread count changes nothing has a test of its own.
 torch.set_num_threads(1)
+
+
+# A shell lets what it starts in the background ignore Control-C, which a test sends to the command.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path, config):
