@@ -68,26 +68,6 @@ def test_the_same_draws_give_the_same_selection_and_other_draws_another(policy):
 
 
 @every_policy
-def test_a_selection_does_not_depend_on_what_was_selected_before(policy):
-    scores = losses(100)
-    alone = select(policy, scores, epoch=5)
-    for epoch in range(5):
-        select(policy, scores, epoch=epoch)
-    assert np.array_equal(alone, select(policy, scores, epoch=5))
-
-
-@every_policy
-def test_scores_are_never_written_to(policy):
-    scores = losses(100)
-    scores[::7] = np.nan
-    before = scores.copy()
-    select(policy, scores)
-    assert np.array_equal(scores, before, equal_nan=True)
-    scores.flags.writeable = False
-    select(policy, scores)
-
-
-@every_policy
 def test_a_policy_is_known_by_its_settings_and_cannot_be_changed(policy):
     twin = type(policy)(**vars(policy))
     assert isinstance(policy, Policy)
@@ -158,13 +138,6 @@ def test_a_random_subset_ignores_scores_so_it_prunes_unseen_samples_too():
 def test_all_equal_scores_prune_nothing_for_any_constant(policy, constant, num_samples):
     scores = np.full(num_samples, constant, dtype=np.float32)
     assert (select(policy, scores) == 1.0).all()
-
-
-def test_all_equal_scores_prune_nothing_for_1000_random_constants():
-    constants = losses(1000, seed=5)
-    for constant in constants:
-        scores = np.full(1000, constant)
-        assert (select(MeanThreshold(0.5), scores) == 1.0).all()
 
 
 def test_a_float32_mean_as_the_reference_takes_it_would_prune_half_of_equal_scores():
