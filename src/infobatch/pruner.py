@@ -181,13 +181,12 @@ class DataPruner:
         count = losses.shape[0]
         if indices is None:
             running, batch = self._run.due(count)
-            weights, divisor = running.take(batch, losses, scores)
+            result = running.take(batch, losses, scores, reduction)
         else:
             running, batch = self._run.due(None)
             ids = check_indices(indices, count, self.num_samples)
             batch = running.placed(batch, ids)
-            weights, divisor = running.take_by_index(batch, losses, scores, ids)
-        result = rescale(losses, weights, reduction, divisor)
+            result = running.take_by_index(batch, losses, scores, ids, reduction)
         self._run.advance(batch, count)
         return result
 

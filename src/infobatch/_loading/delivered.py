@@ -62,12 +62,8 @@ class DeliveredLedger(Ledger):
         Drawn less outstanding; also when the iterator is gone. Not the iterator's own count of what
         it has yielded, which leaves out a batch whose loading has failed.
         """
-        return self._drawn - len(self._outstanding)
-
-    @property
-    def _drawn(self) -> int:
-        drawn = -(-self.handed_out // self._size)
-        return min(self._count, drawn)
+        handed_out: int = self._taken - self._chunk.__length_hint__()  # type: ignore[attr-defined]
+        return min(self._count, -(-handed_out // self._size)) - len(self._outstanding)
 
     def _begin(self) -> None:
         """Take hold of what workers have not delivered yet; it is new in each iteration."""

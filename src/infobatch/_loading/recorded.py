@@ -28,8 +28,9 @@ class RecordedLedger(DeliveredLedger):
         return len(self._record.batches) if self._record.is_complete else None
 
     @property
-    def _drawn(self) -> int:
-        return len(self._record.batches)
+    def delivered(self) -> int:
+        """See `DeliveredLedger.delivered`."""
+        return len(self._record.batches) - len(self._outstanding)
 
     def _batch(self, number: int) -> Batch:
         noted, stop = self._record.batches, self._record.ends[number]

@@ -28,6 +28,7 @@ from infobatch._ranks.share import Share
 from infobatch._ranks.world import World
 from infobatch._step.buffer import LossBuffer
 from infobatch._step.reordered import Reordered
+from infobatch._step.rescale import Reduction, rescale
 from infobatch.errors import MisalignedUpdateError
 
 Record = Callable[[NDArray[np.integer[Any]], FloatArray, list[int]], None]
@@ -157,19 +158,15 @@ class RunningEpoch:
         return Batch(self.position, self.position)
 
     def take(
-        self, batch: Batch, losses: Tensor, scores: Tensor | None
-    ) -> tuple[Tensor | None, float | None]:
-        """Take in the losses of the batch that is due.
-
-        Returns:
-            its weights (B,), None where all are 1; and what their sum is to be divided by under
-            "mean", None for B.
+        self, batch: Batch, losses: Tensor, scores: Tensor | None, reduction: Reduction
+    ) -> Tensor:
+        """Take in the losses of the batch that is due; the rescaled loss.
 
         Raises:
             MisalignedUpdateError: it cannot be told whose losses they are.
         """
         if batch.ids is not None:
-            return self.take_by_index(batch, losses, scores, batch.ids)
+            return self.take_by_index(batch, losses, scores, batch.ids, reduction)
         if self._reordered.is_any:
             raise MisalignedUpdateError(
                 "losses of this epoch have come with indices and in another order than planned, "
@@ -178,27 +175,30 @@ class RunningEpoch:
             )
         if batch.start > self.position:
             self.leave_out(batch)
-        divisor = self._divisor(losses.shape[0])
+        divisor = None if self.world.size == 1 else self._divisor(losses.shape[0])
         buffer, has_scores = self._buffer, scores is not None
         if buffer is None or not buffer.takes(self.position, losses, has_scores=has_scores):
             self.flush()
             buffer = LossBuffer(self.share, self.position, losses, has_scores=has_scores)
             self._buffer = buffer
-        return buffer.put(losses, scores), divisor
+        return buffer.put(losses, scores, reduction, divisor)
 
     def take_by_index(
-        self, batch: Batch, losses: Tensor, scores: Tensor | None, ids: NDArray[np.int64]
-    ) -> tuple[Tensor, float | None]:
-        """Take in the losses of the samples `ids` (B,), by their numbers in the data set.
+        self,
+        batch: Batch,
+        losses: Tensor,
+        scores: Tensor | None,
+        ids: NDArray[np.int64],
+        reduction: Reduction,
+    ) -> Tensor:
+        """Take in the losses of the samples `ids`, by their numbers in the data set; rescaled.
 
         Args:
             batch: the place of these samples in the share.
             losses: (B,).
             scores: (B,) or None.
             ids: (B,).
-
-        Returns:
-            see `take`; weights of padding are 0.
+            reduction: of the loss that is returned.
 
         Raises:
             MisalignedUpdateError: they are not in the plan, or have come before.
@@ -233,7 +233,8 @@ class RunningEpoch:
                 self.note_done(rows[counted])
         weights = np.where(counted, weights, 0.0)
         dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
-        return torch.from_numpy(weights).to(losses.device, dtype), divisor
+        on_device = torch.from_numpy(weights).to(losses.device, dtype)
+        return rescale(losses, on_device, reduction, divisor)
 
     def _divisor(self, count: int) -> float | None:
         if self.world.size == 1 or self.is_stream:
