@@ -343,7 +343,7 @@ def test_a_width_that_has_no_whole_heads_is_refused(folder):
 @pytest.mark.slow
 def test_the_example_saves_and_learns_and_leaves_a_model_that_transformers_loads(tmp_path):
     end = run_example("instruct.py", tmp_path, "--epochs", 4, "--budget", 0.7, "--save", "tuned")
-    assert end.saved == 0.3
+    assert end.saved == pytest.approx(0.3, abs=0.003)  # half a batch of 16 in 3,600 samples
     assert end.metric < 3.0  # a guess among 500 tokens: 6.2
     assert LlamaForCausalLM.from_pretrained(tmp_path / "tuned").config.vocab_size > 256
 
