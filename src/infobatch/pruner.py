@@ -207,7 +207,7 @@ class DataPruner:
         if self._sampler.is_paused:
             return
         running, batch = self._run.due(batch_size)
-        running.skip(batch, batch_size)
+        running.skip(batch)
         self._run.advance(batch, batch_size)
 
     def batches(self, batch_sampler: Iterable[Sequence[int]]) -> RecordedBatches:

@@ -76,6 +76,7 @@ class RunningEpoch:
     position: int = field(default=0, init=False)
     pending: PendingLosses = field(default_factory=PendingLosses, init=False)
     _buffer: LossBuffer | None = field(default=None, init=False)
+    _told: int = field(default=0, init=False)  # position up to which `pending` has all
     _reordered: Reordered = field(default_factory=Reordered, init=False)
     _stream_steps: int = field(default=0, init=False)
     _stream_batch: int = field(default=0, init=False)
@@ -176,12 +177,11 @@ class RunningEpoch:
         if batch.start > self.position:
             self.leave_out(batch)
         divisor = None if self.world.size == 1 else self._divisor(losses.shape[0])
-        buffer, has_scores = self._buffer, scores is not None
-        if buffer is None or not buffer.takes(self.position, losses, has_scores=has_scores):
+        buffer = self._buffer
+        if buffer is None or not buffer.takes(self.position, losses):
             self.flush()
-            buffer = LossBuffer(self.share, self.position, losses, has_scores=has_scores)
-            self._buffer = buffer
-        return buffer.put(losses, scores, reduction, divisor)
+            buffer = self._buffer = LossBuffer(self.share, self.position, losses)
+        return buffer.put(self.position, losses, scores, reduction, divisor)
 
     def take_by_index(
         self,
@@ -226,6 +226,7 @@ class RunningEpoch:
         if self.exchanges:
             own = None if scores is None else ranked
             self.pending.add(values, own, [len(rows)], np.where(counted, rows, NO_LOSS))
+            self._told += len(rows)
         else:
             batches = [int(np.count_nonzero(counted))]
             self.note(rows[counted], values[counted], ranked[counted], batches)
@@ -251,28 +252,19 @@ class RunningEpoch:
 
     def leave_out(self, batch: Batch) -> None:
         """Go on behind the samples that the loop has left out before a batch."""
-        self.pass_over(batch.start - self.position)
         if batch.passed is not None:
             self.note_done(self.plan.samples.rows(batch.passed))
         self.position = batch.start
 
-    def pass_over(self, count: int) -> None:
-        """No losses will come of the next samples of the share."""
-        if self.exchanges:
-            self.flush()
-            self.pending.skip(count)
-
-    def skip(self, batch: Batch, count: int) -> None:
-        """The loop leaves out the batch that is due, of so many samples, on purpose."""
+    def skip(self, batch: Batch) -> None:
+        """The loop leaves out the batch that is due on purpose."""
         if batch.start > self.position:
             self.leave_out(batch)
-        self.pass_over(count)
         if batch.ids is not None:
             self.note_done(self.plan.samples.rows(batch.ids))
 
     def end(self, tail: int) -> None:
         """No losses will come of the last `tail` samples that were delivered."""
-        self.pass_over(tail)
         self.position += tail
         self._reordered.note_nameless(tail)
 
@@ -285,21 +277,28 @@ class RunningEpoch:
     # ------------------------------------------------------------------ losses
 
     def flush(self) -> None:
-        """Record what the buffer holds."""
-        if self._buffer is None:
-            return
-        first = self._buffer.start
-        losses, scores, batches = self._buffer.drain()
-        self._buffer = None
-        if self.exchanges:
-            self.pending.add(losses, scores, batches)
-            return
-        rows = self.share.counted_rows(first, first + len(losses))
-        if len(rows) < len(losses):  # padding
-            batches = cut_batches(batches, len(rows))
-            losses = losses[: len(rows)]
-            scores = None if scores is None else scores[: len(rows)]
-        self.note(rows, losses, losses if scores is None else scores, batches)
+        """Record what the buffer holds; what it has no losses of was left out."""
+        for stretch in self._buffer.drain() if self._buffer is not None else ():
+            start, losses, scores, batches = stretch
+            if self.exchanges:
+                self._tell_left_out(start)
+                self.pending.add(losses, scores, batches)
+                self._told += len(losses)
+                continue
+            rows = self.share.counted_rows(start, start + len(losses))
+            if len(rows) < len(losses):  # padding
+                batches = cut_batches(batches, len(rows))
+                losses = losses[: len(rows)]
+                scores = None if scores is None else scores[: len(rows)]
+            self.note(rows, losses, losses if scores is None else scores, batches)
+        if self.is_prepared and self.exchanges:
+            self._tell_left_out(self.position)
+
+    def _tell_left_out(self, position: int) -> None:
+        """Samples up to that position that the other ranks will get no losses of."""
+        if position > self._told:
+            self.pending.skip(position - self._told)
+            self._told = position
 
     def note(
         self,
