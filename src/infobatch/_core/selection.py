@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from infobatch.errors import PolicyError
+
+_FEW_LEVELS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +89,33 @@ class Selection:
         """The samples in a mask (N,), each with the same weight."""
         return cls(np.array([0.0, weight]), kept.view(np.uint8), threshold)
 
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(L,) how many samples are at each level."""
+        assert self.level is not None
+        if len(self.weights) > _FEW_LEVELS:
+            return np.bincount(self.level, minlength=len(self.weights))
+        numbers = range(len(self.weights))  # comparing bytes is much faster than counting them
+        return np.array([np.count_nonzero(self.level == np.uint8(number)) for number in numbers])
+
     @property
     def num_kept(self) -> int:
         """How many samples have a positive weight."""
         if self.level is None:
             return len(self) if self.is_full else int(np.count_nonzero(self.weights))
-        sizes = np.bincount(self.level, minlength=len(self.weights))
-        return int(sizes[self.weights > 0].sum())
+        return int(self.sizes[self.weights > 0].sum())
+
+    def where(
+        self, holds: Callable[[NDArray[np.floating]], NDArray[np.bool_]]
+    ) -> NDArray[np.bool_]:
+        """Mask (N,) of the samples whose weight is such that `holds` is true of it."""
+        if self.level is None:
+            return holds(self.weights)
+        numbers = np.flatnonzero(holds(self.weights))
+        if len(numbers) == 1:
+            mask: NDArray[np.bool_] = self.level == np.uint8(numbers[0])
+            return mask
+        return holds(self.weights).take(self.level, mode="clip")
 
     def __len__(self) -> int:
         return len(self.weights if self.level is None else self.level)

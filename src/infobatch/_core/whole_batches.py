@@ -61,19 +61,17 @@ def to_whole_batches(selection: Selection, batch: int, rng: np.random.Generator)
     kept, total = selection.num_kept, len(selection)
     if kept in (0, total) or kept % batch == 0 or kept < batch:
         return selection
-    weights = selection.weights_of(np.arange(total))
-    rescaled = weights > 1.0
-    if not rescaled.any():
-        rescaled = weights > 0.0
+    table = selection.weights if selection.level is not None else np.unique(selection.weights)
+    sizes = selection.sizes if selection.level is not None else np.ones(len(table), dtype=int)
+    heavy = table[(table > 1.0) & (sizes > 0)]
+    bound = 1.0 if len(heavy) else 0.0
+    rescaled = selection.where(lambda weights: weights > bound)
     pool, size = rescaled, int(np.count_nonzero(rescaled))
-    heaviest = float(weights.max())
     is_one_pool = (
-        heaviest > 1.0
-        and bool((weights[rescaled] == heaviest).all())
-        and round(size * heaviest) == size + total - kept
+        len(np.unique(heavy)) == 1 and round(size * float(heavy[0])) == size + total - kept
     )
     if is_one_pool:
-        pool = rescaled | (weights == 0.0)
+        pool = rescaled | selection.where(lambda weights: weights == 0.0)
     members = int(np.count_nonzero(pool))
     for number in Batches(batch).candidates(kept, total):
         left = size + number - kept
@@ -81,22 +79,25 @@ def to_whole_batches(selection: Selection, batch: int, rng: np.random.Generator)
             continue
         if left == members and is_one_pool:
             break
-        return _with(selection, weights, rescaled, pool, left, rng)
+        return _with(selection, bound, rescaled, pool, left, rng)
     if is_one_pool:
         return Selection.full(total, threshold=selection.threshold)
-    kept_at_all = weights > 0.0
-    return _with(selection, weights, kept_at_all, kept_at_all, kept // batch * batch, rng)
+    kept_at_all = selection.where(lambda weights: weights > 0.0)
+    return _with(selection, 0.0, kept_at_all, kept_at_all, kept // batch * batch, rng)
 
 
 def _with(
     selection: Selection,
-    weights: NDArray[np.floating],
+    bound: float,
     rescaled: NDArray[np.bool_],
     pool: NDArray[np.bool_],
     left: int,
     rng: np.random.Generator,
 ) -> Selection:
-    """The selection with so many `left` of a pool, in which the rescaled ones are kept so far."""
+    """The selection with so many `left` of a pool.
+
+    Of that pool those are kept so far, and weigh more or less now, whose weight is above `bound`.
+    """
     size = int(np.count_nonzero(rescaled))
     if left <= size:
         dropped, factor = thin_to(rescaled, left, rng)
@@ -106,18 +107,18 @@ def _with(
         factor = size / left
     added = pool & ~rescaled & ~dropped if left > size else np.zeros_like(pool)
     if selection.level is None:
+        weights = selection.weights
         new = np.where(rescaled, weights * factor, weights)
         new[dropped] = 0.0
         new[added] = float(weights.max()) * factor
         return replace(selection, weights=new)
     table = selection.weights.astype(np.float64)
-    is_rescaled = np.zeros(len(table), dtype=bool)
-    is_rescaled[np.unique(selection.level[rescaled])] = True
+    is_rescaled = (table > bound) & (selection.sizes > 0)
     table[is_rescaled] *= factor
     level = selection.level.copy()
-    level[added] = int(np.flatnonzero(is_rescaled)[0])
+    np.copyto(level, np.flatnonzero(is_rescaled)[0].astype(np.uint8), where=added)
     if left < size:
         if not (table == 0.0).any():
             table = np.append(table, 0.0)
-        level[dropped] = int(np.flatnonzero(table == 0.0)[0])
+        np.copyto(level, np.flatnonzero(table == 0.0)[0].astype(np.uint8), where=dropped)
     return replace(selection, weights=table, level=level)
