@@ -49,17 +49,23 @@ class Ours:
             self.pruner.update(scores[torch.tensor(batch) // world_size])
         self._before = self.pruner.state_dict()
 
-    def rewind(self) -> InfoBatch:
-        """The pruner before the epoch, which it has not planned yet."""
+    def rewind(self, *, ahead: bool = False) -> InfoBatch:
+        """The pruner before the epoch, which it has not planned yet.
+
+        `ahead`: with the epoch's order, as the epoch before has had it made beforehand.
+        """
         pruner = self.pruner
         pruner.load_state_dict(self._before)
         # A sharded pruner plans when the epoch before ends, and has its plan in its state.
         pruner._run.plan_anew()
+        if ahead:
+            pruner._run.planner.prepare(pruner.epoch)
+            pruner._run.planner.ahead.wait()
         return pruner
 
-    def plan(self) -> float:
+    def plan(self, *, ahead: bool = False) -> float:
         """Plan the epoch and look up all weights, in stretches as `update` does."""
-        pruner = self.rewind()
+        pruner = self.rewind(ahead=ahead)
         start = cpu_clock()
         share = pruner._run.prepare().share
         for position in range(0, len(share), WEIGHTS_AT_ONCE):
@@ -68,14 +74,14 @@ class Ours:
 
     def hand_out(self, batch_size: int, *, planned: bool) -> float:
         """Draw the epoch's batches, without updates."""
-        pruner = self.rewind()
+        pruner = self.rewind(ahead=True)
         if planned:
             _ = pruner.plan
         return draw_all(lambda: BatchSampler(pruner.sampler, batch_size, drop_last=False))
 
     def epoch(self, batch_size: int, losses: torch.Tensor) -> float:
         """Plan the epoch, draw its batches, update with each."""
-        pruner = self.rewind()
+        pruner = self.rewind(ahead=True)  # its own order is that of the next epoch
         start = cpu_clock()
         for batch in BatchSampler(pruner.sampler, batch_size, drop_last=False):
             pruner.update(losses if len(batch) == batch_size else losses[: len(batch)])

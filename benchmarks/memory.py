@@ -46,6 +46,7 @@ def ours(size: int) -> Bytes:
         batches = iter(BatchSampler(pruner.sampler, SMALL_BATCH, drop_last=False))
         len(pruner.sampler)  # as a progress bar would ask before the epoch
         pruner.update(losses[: len(next(batches))])
+        pruner._run.planner.ahead.wait()  # the order of the next epoch
         peak = trace.peak() + storage_bytes(pruner)
         pruner.update(losses[: len(next(batches))])
         steady = trace.current() + storage_bytes(pruner)

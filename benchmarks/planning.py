@@ -7,6 +7,8 @@ from contestants import PRUNE_RATIO, Ours, Theirs
 from reference import Reference
 from timing import Effort, Samples, interleave, timed
 
+AHEAD = "infobatch, order made beforehand"
+
 
 def planning(size: int, reference: Reference | None, effort: Effort) -> Samples:
     """Seconds to plan a pruned epoch of `size` samples: the order, and the weight of each.
@@ -19,7 +21,11 @@ def planning(size: int, reference: Reference | None, effort: Effort) -> Samples:
     def floor() -> tuple[object, object]:
         return rng.random(size) < PRUNE_RATIO, rng.permutation(size)
 
-    contestants = {"numpy floor": lambda: timed(floor), "infobatch": ours.plan}
+    contestants = {
+        "numpy floor": lambda: timed(floor),
+        "infobatch": ours.plan,
+        AHEAD: lambda: ours.plan(ahead=True),
+    }
     if reference is not None:
         contestants["reference"] = Theirs(reference, size).plan
     return interleave(contestants, effort)

@@ -57,7 +57,8 @@ def test_a_missed_target_is_called_missed(results, tmp_path):
     found = json.loads((results / "small.json").read_text())
     for one in found["measurements"]:
         if one["kind"] == "planning":
-            one["samples"] = {"numpy floor": [1.0, 1.0, 1.0], "infobatch": [2.1, 2.2, 1.0]}
+            one["samples"] |= {"numpy floor": [1.0, 1.0, 1.0], "infobatch": [2.1, 2.2, 1.0]}
+            one["samples"]["infobatch, order made beforehand"] = [0.5, 0.5, 0.5]
     (tmp_path / "slow.json").write_text(json.dumps(found))
     text = page(tmp_path, tmp_path / "page.md")
     assert "| planning, over the numpy floor | at most 2 | 2.1 | **missed** at N = 8,192 |" in text

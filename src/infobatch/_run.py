@@ -192,6 +192,7 @@ class Run:
             self.end()  # resumed where only a batch that drop_last drops was left
             running = self.prepare()
         ledger = loops.enter(loader, ahead, len(running.share), is_reset=is_reset)
+        self.planner.prepare(running.epoch + 1)
         return ledger.draw(running.share.ids)
 
     def _see_batch_size(self, size: int | None) -> None:

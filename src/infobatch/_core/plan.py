@@ -114,7 +114,7 @@ class EpochPlan:
         cls,
         epoch: int,
         selection: Selection,
-        unpruned: NDArray[np.int64],
+        unpruned: IndexArray,
         *,
         total: int | None = None,
         samples: Rows | None = None,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.plan import EpochPlan, Rows, rest_rng, selection_rng, shuffled
+from infobatch._core.ahead import Ahead
+from infobatch._core.plan import EpochPlan, IndexArray, Rows, rest_rng, selection_rng
 from infobatch._core.policy import Policy, Request, Visits
 from infobatch._core.scores import FloatArray, ScoreTable
 from infobatch._core.selection import Selection
@@ -45,6 +46,7 @@ class Planner:
         samples: which samples the rows of `scores` are.
         scores: the table of their scores.
         memory: what the policy remembers of them, by column (n,); empty for most.
+        ahead: makes the next epoch's order beforehand.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Planner:
     ) -> None:
         self.policy, self.num_epochs, self.pruned = policy, num_epochs, pruned
         self.seed, self.order_source = seed, order_source
-        self._score_ema = score_ema
+        self._score_ema, self.ahead = score_ema, Ahead()
         self._remembers = bool(policy.columns)
 
     def start(self, samples: Rows) -> None:
@@ -125,6 +127,11 @@ class Planner:
             )
         return plan
 
+    def prepare(self, epoch: int) -> None:
+        """Begin with what can be made of an epoch's plan before the one before has ended."""
+        if self.order_source is None and epoch < self.num_epochs:
+            self.ahead.start(self.samples, self.seed, epoch)
+
     def _select(self, epoch: int, size: Size, add_up: AddUp | None) -> Selection:
         if epoch not in self.pruned:
             return Selection.full(len(self.samples))
@@ -162,9 +169,9 @@ class Planner:
             )
         return selection
 
-    def _unpruned_order(self, epoch: int) -> NDArray[np.int64]:
+    def _unpruned_order(self, epoch: int) -> IndexArray:
         if self.order_source is None:
-            return shuffled(len(self.samples), self.seed, epoch, self.samples.first)
+            return self.ahead.order(self.samples, self.seed, epoch)
         set_epoch = getattr(self.order_source, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
@@ -186,6 +193,6 @@ class Planner:
         return order
 
 
-def is_permutation(order: NDArray[np.int64], num_samples: int) -> bool:
+def is_permutation(order: IndexArray, num_samples: int) -> bool:
     """Whether every sample stands in an order once."""
     return len(order) == num_samples and int(np.bincount(order).max()) == 1
