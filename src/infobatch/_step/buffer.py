@@ -14,7 +14,7 @@ from infobatch._ranks.share import Share
 from infobatch._step.rescale import Reduction, rescale
 
 _CPU_CAPACITY = 32768
-_CPU_FLOOR = 4096  # to empty a buffer costs as much as some steps
+_CPU_FLOOR = 8192  # to empty a buffer costs as much as some steps
 
 
 class Stretch(NamedTuple):
