@@ -391,6 +391,7 @@ def saving(found: list[Measurement]) -> str:
         ["wall time", spread([100 * part for part in saved(one, "seconds")], 1), spread(wall)],
         ["CPU time", spread([100 * part for part in saved(one, "cpu_seconds")], 1), spread(cpu)],
     ]
+    extra = [a - b for a, b in zip(reduced(one, ""), reduced(one, "plain_"), strict=True)]
     neighbours = (
         "other programs kept the machine busy, and the wall figures are the noisier ones."
         if busy > 1.05
@@ -402,8 +403,21 @@ def saving(found: list[Measurement]) -> str:
         "with and without infobatch, alternating step by step. A step of plain training takes "
         f"{per_step:.1f} ms. The times include planning and everything else in an epoch. "
         f"Wall time of plain training was {busy:.2f} times its CPU time: {neighbours}"
-        "\n\n" + table(["what", "saved, %", "over samples saved"], rows)
+        "\n\n"
+        + table(["what", "saved, %", "over samples saved"], rows)
+        + "\n\nBetween the steps of a model `update` is no longer in the caches of the processor, "
+        "so here it costs more than above, and so does `losses.mean()`. Microseconds a step:\n\n"
+        + table(
+            ["losses.mean(), µs", "update, µs", "difference, µs"],
+            [[spread(each, 1) for each in (reduced(one, "plain_"), reduced(one, ""), extra)]],
+            words=0,
+        )
     )
+
+
+def reduced(one: Measurement, arm: str) -> list[float]:
+    """Microseconds of `update` or `losses.mean()` a step, within training."""
+    return [1e6 * part for part in ratios(one, f"{arm}reduce_seconds", f"{arm}steps")]
 
 
 def saving_targets(found: list[Measurement]) -> list[Target]:

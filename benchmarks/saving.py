@@ -30,7 +30,7 @@ class Arm:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.02, momentum=0.9)
         self.batches = BatchSampler(sampler, BATCH_SIZE, drop_last=False)
         self.inputs, self.labels, self.reduce = inputs, labels, reduce
-        self.seconds = self.cpu_seconds = 0.0
+        self.seconds = self.cpu_seconds = self.reduce_seconds = 0.0
         self.samples = self.steps = 0
 
     def epoch(self) -> Iterator[float]:
@@ -46,7 +46,9 @@ class Arm:
             losses = F.cross_entropy(
                 self.model(self.inputs[rows]), self.labels[rows], reduction="none"
             )
+            before = cpu_clock()
             loss = self.reduce(losses)
+            self.reduce_seconds += cpu_clock() - before
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -69,7 +71,8 @@ def saving(size: int, num_epochs: int, repeats: int) -> Samples:
     """Seconds and sample passes of whole runs with and without infobatch, by turns of a step.
 
     Returns:
-        For each repeat, of both: wall seconds, CPU seconds, samples and steps.
+        For each repeat, of both: wall seconds, CPU seconds, those of `update` or `losses.mean()`
+        among them, samples and steps.
     """
     inputs, labels = _data(size)
     samples: Samples = {}
@@ -82,7 +85,7 @@ def saving(size: int, num_epochs: int, repeats: int) -> Samples:
         if repeat == 0:
             continue  # a warm-up
         for prefix, arm in (("plain_", plain), ("", pruned)):
-            for fact in ("seconds", "cpu_seconds", "samples", "steps"):
+            for fact in ("seconds", "cpu_seconds", "reduce_seconds", "samples", "steps"):
                 samples.setdefault(prefix + fact, []).append(getattr(arm, fact))
     return samples
 
