@@ -59,7 +59,7 @@ class Ours:
         # A sharded pruner plans when the epoch before ends, and has its plan in its state.
         pruner._run.plan_anew()
         if ahead:
-            pruner._run.planner.prepare(pruner.epoch)
+            pruner._run.planner.order_ahead(pruner.epoch)
             pruner._run.planner.ahead.wait()
         return pruner
 

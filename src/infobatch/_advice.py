@@ -40,13 +40,16 @@ def warn_if_indistinct(
         return
     saved = sum(1.0 - record.kept / record.total for record in records)
     mass = sum(record.mass_left_out for record in records)
-    gain = headroom(scores)
     if mass >= _INDISTINCT * saved > 0.0:
         seen = (
             f"{saved / len(records):.0%} of the samples were left out of each pruned epoch so "
             f"far, and {mass / len(records):.0%} of the total gradient bound with them"
         )
-    elif settings.budget is not None and math.isnan(mass) and gain < _NO_HEADROOM:
+    elif (
+        settings.budget is not None
+        and math.isnan(mass)
+        and (gain := headroom(scores)) < _NO_HEADROOM
+    ):
         seen = (
             f"the gradient bounds, 1 - exp(-loss), hardly differ: by choosing samples "
             f"at most {gain:.1%} of the gradients' second moment can be saved"

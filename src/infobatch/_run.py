@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infobatch import _advice as advice
-from infobatch._core.budget import part_of_run
+from infobatch._core.budget import part_of_run, passes_upto
 from infobatch._core.history import EpochRecord
 from infobatch._core.plan import EpochPlan, Rows
 from infobatch._core.planner import Planner, Size
@@ -77,6 +77,7 @@ class Run:
         self.filter: StreamFilter | None = None
         self.history: list[EpochRecord] = []
         self.batch_size = settings.batch_size
+        self._upto_of: tuple[tuple[int, int | None, World], list[int]] | None = None
         self.running = self._epoch(0)
         advice.warn_if_nothing_is_pruned(settings)
 
@@ -188,11 +189,11 @@ class Run:
         if is_reset or not (loops.is_running and loops.has_drawn):
             self._see_batch_size(loader.batch_size)
         running = self.prepare()
-        if running.start and not loops.deliverable(loader, ahead, len(running.share)):
+        if running.start and not loader.deliverable(len(running.share)):
             self.end()  # resumed where only a batch that drop_last drops was left
             running = self.prepare()
         ledger = loops.enter(loader, ahead, len(running.share), is_reset=is_reset)
-        self.planner.prepare(running.epoch + 1)
+        self.planner.order_ahead(running.epoch + 1)
         return ledger.draw(running.share.ids)
 
     def _see_batch_size(self, size: int | None) -> None:
@@ -260,8 +261,7 @@ class Run:
     def due(self, count: int | None) -> tuple[RunningEpoch, Batch]:
         """The batch whose losses are due; `count` is None where they come with indices."""
         running = self.running
-        if running.epoch >= self.settings.num_epochs:
-            self.check_not_over()
+        self.check_not_over()
         batch = self.loops.due(running.position, count, running.epoch)
         if not running.is_prepared:
             self.prepare()
@@ -379,8 +379,15 @@ class Run:
     @property
     def progress(self) -> float:
         """In [0, 1]: by sample passes where a budget says their number, else by epochs."""
-        sizes = self.sizes(self.batch_size, self.world()) or [1] * self.settings.num_epochs
-        return part_of_run(self.fractional_epoch, sizes)
+        return part_of_run(self.fractional_epoch, self._upto())
+
+    def _upto(self) -> list[int]:
+        """See `passes_upto`; kept while an epoch runs, as schedulers ask for it in every step."""
+        key = (len(self.history), self.batch_size, self.world())
+        if self._upto_of is None or self._upto_of[0] != key:
+            sizes = self.sizes(self.batch_size, key[2]) or [1] * self.settings.num_epochs
+            self._upto_of = (key, passes_upto(sizes))
+        return self._upto_of[1]
 
     # ------------------------------------------------------------------ state
 
@@ -415,7 +422,7 @@ class Run:
             self.batch_size = saved.batch_size
         is_of_another_size = saved.position == 0 and saved.batch_size != self.batch_size
         self.running = self._epoch_of(saved, None if is_of_another_size else saved.plan)
-        self.loops, self.sharing.met = Loops(), None
+        self.loops, self.sharing.met, self._upto_of = Loops(), None, None
         self._prepare_early()
         self.settle()
 

@@ -161,11 +161,12 @@ def policy_for(
         )
     if groups is None:
         return policy
-    if len(check_groups(groups)) != num_samples:
+    numbers = check_groups(groups)
+    if len(numbers) != num_samples:
         raise ValueError(
-            f"groups must be one integer per sample: {num_samples}, got {len(check_groups(groups))}"
+            f"groups must be one integer per sample: {num_samples}, got {len(numbers)}"
         )
-    return WithinGroups(policy, groups)
+    return WithinGroups(policy, numbers)
 
 
 def checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from infobatch._core.plan import selection_rng
+from infobatch._core.policy import new_memory
 from infobatch._core.scores import FloatArray
 from infobatch._core.validation import check_int, length
 from infobatch._settings import describe_policy
-from infobatch._step.rescale import check_indices, check_losses
+from infobatch._step.rescale import check_indices, check_losses, check_scores
 from infobatch.errors import LossError, StateError
 from infobatch.policies.batch import BatchPolicy
 
@@ -72,10 +73,7 @@ class BatchPruner:
         self.steps = 0
         self.forwarded = 0
         self.backpropagated = 0
-        self._memory: dict[str, FloatArray] = {
-            name: np.full(self.num_samples, value, dtype=np.float32)
-            for name, value in policy.columns.items()
-        }
+        self._memory = new_memory(policy.columns, self.num_samples)
 
     def select(
         self,
@@ -99,9 +97,7 @@ class BatchPruner:
         """
         check_losses("losses", losses)
         if scores is not None:
-            check_losses("scores", scores)
-            if len(scores) != len(losses):
-                raise LossError(f"scores must be one per loss: got {len(scores)} for {len(losses)}")
+            check_scores(scores, losses)
         keep = check_int("keep", keep, at_least=1, at_most=len(losses))
         ranked = (losses if scores is None else scores).detach().float().cpu().numpy()
         memory: dict[str, FloatArray] = {}

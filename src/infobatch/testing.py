@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from infobatch._core.policy import new_memory
 from infobatch._core.scores import FloatArray
 from infobatch.policies import BatchPolicy, Policy, Request, Selection, Visits
 from infobatch.pruner import DataPruner
@@ -84,7 +85,7 @@ def check_batch_policy(policy: BatchPolicy, *, unbiased: bool = False) -> None:
             for keep in {1, (size + 1) // 2, size}:
                 results = []
                 for _ in range(2):
-                    memory = _fresh(policy.columns, size)
+                    memory = new_memory(policy.columns, size)
                     before = ranked.copy()
                     choice = policy.select_batch(ranked, memory, keep, np.random.default_rng(7))
                     where = f"{size} {name} scores, keep={keep}"
@@ -114,7 +115,7 @@ def check_batch_policy(policy: BatchPolicy, *, unbiased: bool = False) -> None:
         scores = rng.gamma(1.0, size=16).astype(np.float32) + 0.05
         sums = np.zeros((_DRAWS, len(scores)))
         for draw in range(_DRAWS):
-            choice = policy.select_batch(scores, _fresh(policy.columns, 16), 6, rng)
+            choice = policy.select_batch(scores, new_memory(policy.columns, 16), 6, rng)
             np.add.at(sums[draw], choice.positions, choice.weights * 16 / 6)
         _check_means(sums, f"{policy!r}")
 
@@ -213,7 +214,7 @@ def _check_memory(policy: Policy, size: int) -> None:
     rng = np.random.default_rng(3)
     outcomes = []
     for cuts in (1, 4):
-        memory = _fresh(policy.columns, size)
+        memory = new_memory(policy.columns, size)
         draws = np.random.default_rng(4)
         for _ in range(3):
             rows = draws.permutation(size)
@@ -286,17 +287,13 @@ def _train(
 
 def _memory_after_an_epoch(policy: Policy, scores: FloatArray) -> dict[str, FloatArray]:
     """The memory of a policy that has seen these scores once; empty if it has none."""
-    memory = _fresh(policy.columns, len(scores))
+    memory = new_memory(policy.columns, len(scores))
     seen = np.flatnonzero(~np.isnan(scores))
     if memory and len(seen):
         batches = [4] * (len(seen) // 4) + ([len(seen) % 4] if len(seen) % 4 else [])
         with np.errstate(over="ignore", invalid="ignore"):
             policy.remember(memory, Visits(seen, scores[seen], batches))
     return memory
-
-
-def _fresh(columns: Any, size: int) -> dict[str, FloatArray]:
-    return {name: np.full(size, value, dtype=np.float32) for name, value in columns.items()}
 
 
 def _is_bound(policy: object) -> bool:

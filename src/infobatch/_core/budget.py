@@ -159,14 +159,18 @@ class Budget:
         return sizes
 
 
-def part_of_run(done: float, sizes: Sequence[int]) -> float:
+def passes_upto(sizes: Sequence[int]) -> list[int]:
+    """(num_epochs + 1,) sample passes before each epoch of these sizes, and after the last."""
+    return [0, *accumulate(sizes)]
+
+
+def part_of_run(done: float, upto: Sequence[int]) -> float:
     """How far a run has come, in [0, 1].
 
     Args:
         done: finished epochs and the part of the current one, 0 to num_epochs.
-        sizes: (num_epochs,) of the epochs, or equal numbers where they are not known beforehand.
+        upto: (num_epochs + 1,) see `passes_upto`; of equal sizes where they are not known.
     """
-    upto = [0, *accumulate(sizes)]
-    whole = min(int(done), len(sizes) - 1)
+    whole = min(int(done), len(upto) - 2)
     before, after = upto[whole], upto[whole + 1]
     return (before + (done - whole) * (after - before)) / upto[-1]

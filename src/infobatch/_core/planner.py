@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from infobatch._core.ahead import Ahead
 from infobatch._core.plan import EpochPlan, IndexArray, Rows, rest_rng, selection_rng
-from infobatch._core.policy import Policy, Request, Visits
+from infobatch._core.policy import Policy, Request, Visits, new_memory
 from infobatch._core.scores import FloatArray, ScoreTable
 from infobatch._core.selection import Selection
 from infobatch._core.whole_batches import Batches, to_whole_batches
@@ -68,10 +68,7 @@ class Planner:
         """Begin with samples of which nothing is known yet."""
         self.samples = samples
         self.scores = ScoreTable(len(samples), ema=self._score_ema)
-        self.memory: dict[str, FloatArray] = {
-            name: np.full(len(samples), value, dtype=np.float32)
-            for name, value in self.policy.columns.items()
-        }
+        self.memory = new_memory(self.policy.columns, len(samples))
 
     def restore(self, samples: Rows, scores: FloatArray, memory: dict[str, FloatArray]) -> None:
         """Go on with the scores (n,) and the memory of a saved state."""
@@ -127,8 +124,8 @@ class Planner:
             )
         return plan
 
-    def prepare(self, epoch: int) -> None:
-        """Begin with what can be made of an epoch's plan before the one before has ended."""
+    def order_ahead(self, epoch: int) -> None:
+        """Begin with the order of an epoch, which needs no scores of the one before."""
         if self.order_source is None and epoch < self.num_epochs:
             self.ahead.start(self.samples, self.seed, epoch)
 

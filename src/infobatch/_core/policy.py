@@ -18,6 +18,11 @@ Memory: TypeAlias = Mapping[str, FloatArray]
 """What a policy remembers of each sample: float32 arrays (N,) by column, to be written to."""
 
 
+def new_memory(columns: Mapping[str, float], num_samples: int) -> dict[str, FloatArray]:
+    """A memory (N,) with these columns, each full of its first value."""
+    return {name: np.full(num_samples, value, dtype=np.float32) for name, value in columns.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """What a policy is asked: which samples to keep in one epoch.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -105,17 +104,20 @@ class Selection:
             return len(self) if self.is_full else int(np.count_nonzero(self.weights))
         return int(self.sizes[self.weights > 0].sum())
 
-    def where(
-        self, holds: Callable[[NDArray[np.floating]], NDArray[np.bool_]]
-    ) -> NDArray[np.bool_]:
-        """Mask (N,) of the samples whose weight is such that `holds` is true of it."""
+    @property
+    def occurring(self) -> NDArray[np.floating]:
+        """The weights that some sample has; repeats are possible."""
+        return self.weights if self.level is None else self.weights[self.sizes > 0]
+
+    def where(self, holds: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Mask (N,) of the samples for whose entry of `weights` a condition holds."""
         if self.level is None:
-            return holds(self.weights)
-        numbers = np.flatnonzero(holds(self.weights))
+            return holds
+        numbers = np.flatnonzero(holds)
         if len(numbers) == 1:
             mask: NDArray[np.bool_] = self.level == np.uint8(numbers[0])
             return mask
-        return holds(self.weights).take(self.level, mode="clip")
+        return holds.take(self.level, mode="clip")
 
     def __len__(self) -> int:
         return len(self.weights if self.level is None else self.level)

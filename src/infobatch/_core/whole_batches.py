@@ -61,17 +61,14 @@ def to_whole_batches(selection: Selection, batch: int, rng: np.random.Generator)
     kept, total = selection.num_kept, len(selection)
     if kept in (0, total) or kept % batch == 0 or kept < batch:
         return selection
-    table = selection.weights if selection.level is not None else np.unique(selection.weights)
-    sizes = selection.sizes if selection.level is not None else np.ones(len(table), dtype=int)
-    heavy = table[(table > 1.0) & (sizes > 0)]
+    weights, occurring = selection.weights, selection.occurring
+    heavy = np.unique(occurring[occurring > 1.0])
     bound = 1.0 if len(heavy) else 0.0
-    rescaled = selection.where(lambda weights: weights > bound)
+    rescaled = selection.where(weights > bound)
     pool, size = rescaled, int(np.count_nonzero(rescaled))
-    is_one_pool = (
-        len(np.unique(heavy)) == 1 and round(size * float(heavy[0])) == size + total - kept
-    )
+    is_one_pool = len(heavy) == 1 and round(size * float(heavy[0])) == size + total - kept
     if is_one_pool:
-        pool = rescaled | selection.where(lambda weights: weights == 0.0)
+        pool = rescaled | selection.where(weights == 0.0)
     members = int(np.count_nonzero(pool))
     for number in Batches(batch).candidates(kept, total):
         left = size + number - kept
@@ -82,7 +79,7 @@ def to_whole_batches(selection: Selection, batch: int, rng: np.random.Generator)
         return _with(selection, bound, rescaled, pool, left, rng)
     if is_one_pool:
         return Selection.full(total, threshold=selection.threshold)
-    kept_at_all = selection.where(lambda weights: weights > 0.0)
+    kept_at_all = selection.where(weights > 0.0)
     return _with(selection, 0.0, kept_at_all, kept_at_all, kept // batch * batch, rng)
 
 

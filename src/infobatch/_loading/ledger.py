@@ -74,8 +74,7 @@ class Ledger(ABC):
 
     def __init__(self, total: int, loader: LoaderFacts) -> None:
         self.total, self.loader = total, loader
-        size = loader.batch_size
-        self.deliverable = total - total % size if loader.drop_last and size else total
+        self.deliverable = loader.deliverable(total)
         self.is_proven = False
         self._taken = 0
         self._chunk: Iterator[int] = iter(())

@@ -114,6 +114,10 @@ class LoaderFacts:
             **facts,
         )
 
+    def deliverable(self, total: int) -> int:
+        """How many of `total` samples are delivered: those in whole batches under drop_last."""
+        return total - total % self.batch_size if self.drop_last and self.batch_size else total
+
     def check_usable(self, num_samples: int) -> None:
         """Check that the loader is one of the pruner's data, and that no host changes its share.
 

@@ -141,10 +141,6 @@ class Loops:
         self.current, self.finished = ledger, None
         return ledger
 
-    def deliverable(self, loader: LoaderFacts, ahead: ReadAhead, total: int) -> int:
-        """How many of `total` samples the loader would deliver."""
-        return self._ledger_for(loader, ahead, total).deliverable
-
     def _ledger_for(self, loader: LoaderFacts, ahead: ReadAhead, total: int) -> Ledger:
         if not loader.is_seen and loader.recorded is None:
             return DrawnLedger(total, loader, ahead.group)

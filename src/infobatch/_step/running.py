@@ -176,7 +176,7 @@ class RunningEpoch:
             )
         if batch.start > self.position:
             self.leave_out(batch)
-        divisor = None if self.world.size == 1 else self._divisor(losses.shape[0])
+        divisor = self._divisor(losses.shape[0])
         buffer = self._buffer
         if buffer is None or not buffer.takes(self.position, losses):
             self.flush()
