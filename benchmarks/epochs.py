@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from contestants import Ours, Plain, Theirs
 from reference import Reference
-from timing import Effort, Samples, interleave
+from timing import Effort, Samples, interleave, wall_clock
+from torch.utils.data import BatchSampler
 
 
 def epochs(size: int, batch_size: int, reference: Reference | None, effort: Effort) -> Samples:
@@ -46,3 +47,32 @@ def handing_out(size: int, batch_size: int, reference: Reference | None, effort:
         theirs = Theirs(reference, size)
         contestants["reference"] = lambda: theirs.hand_out(batch_size)
     return interleave(contestants, effort)
+
+
+def pauses(size: int, effort: Effort) -> Samples:
+    """Seconds of wall time between two epochs: from the last loss of one to the first batch.
+
+    In a pruned run, whose losses have to be taken in and whose epoch has to be planned, and with
+    RandomSampler, which draws a permutation.
+    """
+    ours, plain, batch_size = Ours(size, pruned=True), Plain(size), 4096
+    losses = torch.rand(batch_size)
+
+    def infobatch() -> float:
+        pruner = ours.rewind()
+        epoch = BatchSampler(pruner.sampler, batch_size, drop_last=True)
+        last = len(epoch) - 1
+        for number, batch in enumerate(epoch):
+            if number == last:
+                pruner._run.planner.ahead.wait()  # no model has left it the time
+                start = wall_clock()
+            pruner.update(losses[: len(batch)])
+        next(iter(epoch))
+        return wall_clock() - start
+
+    def random_sampler() -> float:
+        start = wall_clock()
+        next(iter(BatchSampler(plain.sampler, batch_size, drop_last=True)))
+        return wall_clock() - start
+
+    return interleave({"RandomSampler": random_sampler, "infobatch": infobatch}, effort)

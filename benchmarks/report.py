@@ -217,6 +217,31 @@ def handing_out(found: list[Measurement]) -> str:
     )
 
 
+def pause(found: list[Measurement]) -> str:
+    """From the last loss of an epoch to the first batch of the next."""
+    rows = []
+    for one in found:
+        milliseconds = [1e3 * seconds for seconds in one["samples"]["RandomSampler"]]
+        row = [f"{one['size']:,}", f"{statistics.median(milliseconds):.3g}"]
+        rows.append([*row, spread(ratios(one, "infobatch", "RandomSampler"))])
+    return (
+        "## The pause between two epochs\n\n"
+        "Wall time from the last loss of an epoch to the first batch of the next: the losses are "
+        "taken in, the epoch is closed and the next one planned. With `RandomSampler` it is the "
+        "drawing of a permutation.\n\n"
+        + table(["samples", "RandomSampler, ms", "infobatch, over that"], rows)
+    )
+
+
+def pause_targets(found: list[Measurement]) -> list[Target]:
+    """A short pause where the data set is large."""
+    one = max(found, key=lambda one: int(one["size"]))
+    value = statistics.median(ratios(one, "infobatch", "RandomSampler"))
+    cases = [(number(one["size"]), value, value <= 0.35)]
+    what = f"pause between epochs over RandomSampler's, {number(one['size'])}"
+    return [Target(what, "at most 0.35", cases, [])]
+
+
 # --------------------------------------------------------------------------- steps
 
 
@@ -257,6 +282,69 @@ def step_targets(found: list[Measurement]) -> list[Target]:
         gradient = "with" if one["requires_grad"] else "without"
         cases.append((f"batches of {one['batch_size']} {gradient} gradient", value, value < 25))
     return [Target("`update` over `losses.mean()` on the CPU, µs", "below 25", cases, [])]
+
+
+def compiled(found: list[Measurement]) -> str:
+    """`update` with torch.compile."""
+    names = ("update inside", "update outside")
+    rows = [
+        [
+            str(one["batch_size"]),
+            spread(one["samples"]["losses.mean()"], 1),
+            *(spread(differences(one, name, "losses.mean()"), 1) for name in names),
+        ]
+        for one in found
+    ]
+    headings = ["batch", "with losses.mean(), µs", "with update inside, µs more", "outside"]
+    return (
+        "## A compiled step\n\n"
+        "Cross-entropies of ten classes, compiled by `torch.compile(fullgraph=True)` for the CPU "
+        "and reduced in the same graph, by `mean` or by `update`; and with the losses alone in the "
+        "graph and `update` behind it. Inside, `update` is one operator that the compiler does not "
+        "look into.\n\n" + table(headings, rows)
+    )
+
+
+def compiled_targets(found: list[Measurement]) -> list[Target]:
+    """At most 40 µs more than a mean."""
+    cases = []
+    for one in found:
+        value = statistics.median(differences(one, "update inside", "losses.mean()"))
+        cases.append((f"batches of {one['batch_size']}", value, value <= 40))
+    return [
+        Target("`update` in a compiled graph over `losses.mean()`, µs", "at most 40", cases, [])
+    ]
+
+
+def accelerator(found: list[Measurement]) -> str:
+    """The host's time for losses on an accelerator."""
+    rows = [
+        [
+            f"{one['size']:,}",
+            str(one["batch_size"]),
+            spread(one["samples"]["plain"], 1),
+            *(spread(ratios(one, name, "plain")) for name in ("scores", "skip")),
+        ]
+        for one in found
+    ]
+    headings = ["samples", "batch", "update, µs", "every other with `scores=`", "with `skip`"]
+    return (
+        "On an accelerator the weights of an epoch are sent once and its losses are fetched once, "
+        "also where some batches come with `scores=` or are left out. The host's time for a step, "
+        "with losses on the `meta` device, where each operation takes longer than on a GPU; and "
+        "with every other batch of that kind, over that:\n\n" + table(headings, rows)
+    )
+
+
+def accelerator_targets(found: list[Measurement]) -> list[Target]:
+    """No cliff where batches are of unlike kind."""
+    cases = []
+    for one in found:
+        for name in ("scores", "skip"):
+            value = statistics.median(ratios(one, name, "plain"))
+            cases.append((f"`{name}`", value, value <= 1.5))
+    what = "a step on an accelerator, every other with `scores=` or `skip`, over a plain one"
+    return [Target(what, "at most 1.5", cases, [])]
 
 
 def operations(found: list[Measurement]) -> str:
@@ -427,14 +515,72 @@ def saving_targets(found: list[Measurement]) -> list[Target]:
     return [Target("wall time saved over samples saved", "at least 0.97", cases, [])]
 
 
+def imagenet(measurements: list[Measurement]) -> tuple[str, list[Target]]:
+    """What 90 epochs on ImageNet would take on the host, from the parts that were measured."""
+    size, batch, epochs, kept = 1_280_000, 1024, 90, 0.75
+    plans = [one for one in measurements if one["kind"] == "planning" and one["size"] == size]
+    runs = [one for one in measurements if one["kind"] == "saving"]
+    if not (plans and runs):
+        return "", []
+    pruned = epochs * 7 / 8
+    planning = pruned * statistics.median(plans[0]["samples"][AHEAD])
+    count = (pruned * kept + (epochs - pruned)) * size / batch
+    both = zip(reduced(runs[0], ""), reduced(runs[0], "plain_"), strict=True)
+    updates = count * statistics.median(ours - mean for ours, mean in both) * 1e-6
+    total = planning + updates
+    text = (
+        "## ImageNet, on the host\n\n"
+        f"An estimate from the figures above: {epochs} epochs of {size:,} samples in batches of "
+        f"{batch}, of which seven eighths are pruned to three quarters. Planning takes "
+        f"{planning:.1f} s, with the orders made beforehand, and {count:,.0f} updates take "
+        f"{updates:.1f} s more than means, as in the training run above: {total:.1f} s. The paper "
+        "gives 0.0028 h, 10 s, for its own."
+    )
+    target = Target("host time for 90 epochs of ImageNet, estimated, s", "at most 5", [], [])
+    target.cases.append(("this estimate", total, total <= 5))
+    return text, [target]
+
+
+def trainer(results: Measurement) -> str:
+    """What transformers' Trainer takes with per-token losses."""
+    cases = results["cases"]
+    rows = []
+    for precision in ("", ", bf16"):
+        stock = cases[f"stock{precision}"]
+        for case in ("weight 1", "pruned"):
+            ours = cases[case + precision]
+            rows.append([
+                "bf16" if precision else "float32",
+                case,
+                f"{statistics.median(stock['MiB']):.0f}",
+                spread([a - b for a, b in zip(ours["MiB"], stock["MiB"], strict=True)], 0),
+                spread([a / b for a, b in zip(ours["ms"], stock["ms"], strict=True)]),
+            ])  # fmt: skip
+    headings = ["precision", "epochs", "stock, MiB", "MiB more", "time of a step over stock"]
+    size = results["vocabulary"] * results["tokens"] * 4 / 2**20
+    return (
+        "# Transformers' Trainer\n\n"
+        "Its scores are per-token losses beside the loss that the model has computed already. "
+        "They are computed some rows at a time, without gradient where all weights are 1. Here in "
+        f"a model of two small layers with a vocabulary of {results['vocabulary']:,} and "
+        f"{results['tokens']:,} tokens a batch, where the logits ({size:.0f} MiB in float32) are "
+        "most of it; in real models the part is smaller. Memory is that of the process at its "
+        "peak, less that before training.\n\n```text\npython benchmarks/trainer.py\n```\n\n"
+        + table(headings, rows, words=2)
+    )
+
+
 # --------------------------------------------------------------------------- the page
 
 SECTIONS: dict[str, Callable[[list[Measurement]], str]] = {
     "planning": planning,
     "epoch": epoch,
     "handing_out": handing_out,
+    "pause": pause,
     "step": step,
+    "compiled": compiled,
     "operations": operations,
+    "accelerator": accelerator,
     "cuda_waits": cuda_waits,
     "memory": memory,
     "saving": saving,
@@ -442,8 +588,11 @@ SECTIONS: dict[str, Callable[[list[Measurement]], str]] = {
 TARGETS: dict[str, Callable[[list[Measurement]], list[Target]]] = {
     "planning": planning_targets,
     "epoch": epoch_targets,
+    "pause": pause_targets,
     "step": step_targets,
+    "compiled": compiled_targets,
     "operations": operations_targets,
+    "accelerator": accelerator_targets,
     "memory": memory_targets,
     "saving": saving_targets,
 }
@@ -506,6 +655,8 @@ def summary(targets: list[Target]) -> str:
 def section(file: Path) -> str:
     """All that one raw results file says."""
     results = json.loads(file.read_text(encoding="utf-8"))
+    if "cases" in results:
+        return trainer(results)
     targets: list[Target] = []
     parts: list[str] = []
     for kind, write in SECTIONS.items():
@@ -514,7 +665,9 @@ def section(file: Path) -> str:
             parts.append(write(found))
             targets += TARGETS[kind](found) if kind in TARGETS else []
     measurements = results["measurements"]
-    return "\n\n".join([about(results), noise(measurements), summary(targets), *parts])
+    text, more = imagenet(measurements)
+    parts += [text] if text else []
+    return "\n\n".join([about(results), noise(measurements), summary(targets + more), *parts])
 
 
 def build(folder: Path) -> str:

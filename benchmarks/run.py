@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from epochs import epochs, handing_out
+from epochs import epochs, handing_out, pauses
 from machine import machine, versions
 from memory import memory
 from planning import planning
 from reference import Reference
 from saving import saving
-from steps import cuda_waits, operations, step_costs
+from steps import accelerator_costs, compiled_costs, cuda_waits, operations, step_costs
 from timing import Effort, brief
 
 FORMAT = 1
@@ -68,6 +68,7 @@ def measure(
             facts = {"size": size, "batch_size": batch_size}
             note("epoch", epochs(size, batch_size, reference, effort), **facts)
             note("handing_out", handing_out(size, batch_size, reference, effort), **facts)
+        note("pause", pauses(size, effort), size=size)
         found = memory(size, reference)
         measurements.append({"kind": "memory", "size": size, "bytes": found})
         print(f"memory size={size}: {found}", flush=True)
@@ -82,6 +83,11 @@ def measure(
                 )
                 facts = {"size": size, "batch_size": batch_size, "device": device}
                 note("step", costs, **facts, requires_grad=grad)
+    for batch_size in BATCH_SIZES:
+        facts = {"size": min(arguments.sizes), "batch_size": batch_size}
+        note("compiled", compiled_costs(**facts, effort=effort), **facts)
+    facts = {"size": size, "batch_size": 256}
+    note("accelerator", accelerator_costs(**facts, effort=effort), **facts)
     for pruned in (False, True):
         for grad in (False, True):
             found = operations(pruned=pruned, requires_grad=grad)

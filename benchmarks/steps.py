@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from contestants import Ours
 from timing import Effort, Samples, cpu_clock, interleave, wall_clock
 from torch import Tensor
@@ -55,6 +57,84 @@ def _one_epoch(ours: Ours, batch_size: int, losses: Tensor) -> tuple[float, floa
         update += middle - start
         mean += end - middle
     return update / steps * 1e6, mean / steps * 1e6
+
+
+def compiled_costs(size: int, batch_size: int, effort: Effort) -> Samples:
+    """Microseconds of the loss of a step: one figure an epoch, the mean over its steps.
+
+    The cross-entropies of ten classes are compiled, and reduced within the same graph by `mean` or
+    by `update`, or by an `update` outside of it.
+    """
+    logits = torch.randn(batch_size, 10, requires_grad=True)
+    labels = torch.randint(0, 10, (batch_size,))
+    inside, outside = Ours(size, pruned=True), Ours(size, pruned=True)
+
+    def losses(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    compile_ = functools.partial(torch.compile, fullgraph=True)
+    one_graph = compile_(lambda logits: inside.pruner.update(losses(logits)))
+    mean, only_losses = compile_(lambda logits: losses(logits).mean()), compile_(losses)
+    steps = {
+        "losses.mean()": mean,
+        "update inside": one_graph,
+        "update outside": lambda logits: outside.pruner.update(only_losses(logits)),
+    }
+    result: Samples = {name: [] for name in steps}
+
+    def epoch() -> float:
+        loops = [
+            iter(BatchSampler(one.rewind().sampler, batch_size, drop_last=False))
+            for one in (inside, outside)
+        ]
+        seconds = dict.fromkeys(steps, 0.0)
+        count = min(len(one.pruner.plan) // batch_size - 1 for one in (inside, outside))
+        for number in range(count + 1):
+            for loop in loops:
+                next(loop)
+            for name, action in steps.items():
+                start = cpu_clock()
+                action(logits)
+                seconds[name] += cpu_clock() - start if number else 0.0  # the first may compile
+        for name in steps:
+            result[name].append(seconds[name] / count * 1e6)
+        return 0.0
+
+    interleave({"epoch": epoch}, effort)
+    return {name: values[1:] for name, values in result.items()}
+
+
+def accelerator_costs(size: int, batch_size: int, effort: Effort) -> Samples:
+    """Microseconds that the host takes for a step of an accelerator, here the meta device.
+
+    A plain step; one of two batches with `scores=`; one of two batches left out with `skip`.
+    """
+    losses = torch.empty(batch_size, device="meta")
+    ours = Ours(size, pruned=True)
+
+    def epoch(scored: bool, skipped: bool) -> float:
+        pruner = ours.rewind()
+        batches = iter(BatchSampler(pruner.sampler, batch_size, drop_last=False))
+        next(batches)
+        pruner.update(losses)  # sends the epoch's weights
+        steps = len(pruner.plan) // batch_size - 2
+        seconds = 0.0
+        for number in range(steps):
+            next(batches)
+            start = cpu_clock()
+            if skipped and number % 2:
+                pruner.skip(batch_size)
+            else:
+                pruner.update(losses, scores=losses if scored and number % 2 else None)
+            seconds += cpu_clock() - start
+        return seconds / steps * 1e6
+
+    contestants = {
+        "plain": lambda: epoch(scored=False, skipped=False),
+        "scores": lambda: epoch(scored=True, skipped=False),
+        "skip": lambda: epoch(scored=False, skipped=True),
+    }
+    return interleave(contestants, effort)
 
 
 class Recorder(TorchDispatchMode):

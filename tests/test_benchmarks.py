@@ -35,7 +35,8 @@ def measurements(results):
 
 def test_a_small_run_measures_everything(measurements):
     kinds = {measurement["kind"] for measurement in measurements}
-    assert kinds >= {"planning", "epoch", "handing_out", "memory", "step", "operations", "saving"}
+    assert kinds >= {"planning", "epoch", "handing_out", "pause", "memory", "saving"}
+    assert kinds >= {"step", "compiled", "accelerator", "operations"}
 
 
 def test_a_step_is_three_operations_and_waits_for_nothing(measurements):
@@ -76,3 +77,43 @@ def test_the_tables_of_short_runs_in_the_research_log_are_what_the_committed_res
     assert len(tables) == 2
     log = (ROOT / "docs" / "research-log.md").read_text(encoding="utf-8")
     assert [table for table in tables if table not in log] == []
+
+
+def gpu_script(*arguments, before=""):
+    """The script for a GPU, in a process of its own: exit status and what it printed."""
+    code = f"import sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\nimport gpu\n{before}"
+    code += "\nsys.exit(gpu.main())"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_script_for_a_gpu_says_that_there_is_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_script() == (0, "no CUDA device here: nothing was checked\n", "")
+
+
+def test_the_script_for_a_gpu_finds_all_right_on_the_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    status, said, error = gpu_script("--device", "cpu", "--size", "3000", "--out", str(out))
+    assert status == 0, said + error
+    checks = json.loads(out.read_text())["checks"]
+    assert len(checks) == 6
+    assert not any(checks.values())
+
+
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [
+        ("gpu.InfoBatch.scores = property(lambda self: -right(self))", "not the last losses"),
+        ("gpu.InfoBatch.update = lambda *a, **k: 1.5 * update(*a, **k)", "a loss is"),
+    ],
+)
+def test_the_script_for_a_gpu_would_notice(broken, complaint):
+    before = f"""
+right, update = gpu.InfoBatch.scores.fget, gpu.InfoBatch.update
+gpu.WAYS = (gpu.plain,)
+{broken}"""
+    status, said, _ = gpu_script("--device", "cpu", "--size", "3000", before=before)
+    assert status == 1
+    assert complaint in said

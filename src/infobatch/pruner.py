@@ -23,8 +23,15 @@ from infobatch._run import Run
 from infobatch._settings import Setting, Settings, checked_sampler, policy_for
 from infobatch._state.merge import merge
 from infobatch._state.snapshot import Snapshot
-from infobatch._step.compiled import outside_graphs
-from infobatch._step.rescale import Reduction, check_indices, check_losses, check_scores, rescale
+from infobatch._step.compiled import handle, update_in_graph
+from infobatch._step.rescale import (
+    Factors,
+    Reduction,
+    check_indices,
+    check_losses,
+    check_scores,
+    rescale,
+)
 from infobatch.errors import MisalignedUpdateError, StateError
 from infobatch.policies import FullData
 
@@ -133,10 +140,10 @@ class DataPruner:
         ranks = Ranks(process_group, rank, world_size)
         self._run = Run(settings, ranks, checked_sampler(sampler))
         self._sampler = self._run.sampler
+        self._handle = handle(self)
 
     # ------------------------------------------------------------------ the training step
 
-    @outside_graphs
     def update(
         self,
         losses: Tensor,
@@ -171,26 +178,37 @@ class DataPruner:
             DistributedError: in the first update of a run and the last of an epoch: the ranks
                 do not agree, or one did not come.
         """
+        if torch.compiler.is_compiling():
+            return update_in_graph(self._handle, losses, scores, indices, reduction)
+        return rescale(losses, self._weigh(losses, scores, indices, reduction), reduction)
+
+    def _weigh(
+        self,
+        losses: Tensor,
+        scores: Tensor | None,
+        indices: Tensor | Sequence[int] | None,
+        reduction: Reduction,
+    ) -> Factors:
+        """Take in the losses of the next batch; by what to multiply them."""
         check_losses("losses", losses)
         if scores is not None:
             check_scores(scores, losses)
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
         if self._sampler.is_paused:
-            return rescale(losses, None, reduction)
+            return Factors(None)
         count = losses.shape[0]
         if indices is None:
             running, batch = self._run.due(count)
-            result = running.take(batch, losses, scores, reduction)
+            factors = running.take(batch, losses, scores, reduction)
         else:
             running, batch = self._run.due(None)
             ids = check_indices(indices, count, self.num_samples)
             batch = running.placed(batch, ids)
-            result = running.take_by_index(batch, losses, scores, ids, reduction)
+            factors = running.take_by_index(batch, losses, scores, ids)
         self._run.advance(batch, count)
-        return result
+        return factors
 
-    @outside_graphs
     def skip(self, batch_size: int) -> None:
         """Say that the next batch is left out on purpose: its samples keep their scores.
 
@@ -523,3 +541,6 @@ class DataPruner:
 
     def __copy__(self) -> DataPruner:
         return copy.deepcopy(self)  # sampler and scores belong to one pruner
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _handle=handle(self))

@@ -8,7 +8,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tests.distributed.support import in_threads, launch, results_of
 from tests.distributed.test_equivalence import EPOCHS, Points, model_of
-from torch._dynamo.testing import CompileCounter
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -29,7 +28,7 @@ def assert_close(left, right, rtol=1e-9):
         torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol)
 
 
-def train(model, pruner, *, batch=BATCH, accumulate=1, scaler=None, dtype=None, step_of=None):
+def train(model, pruner, *, batch=BATCH, accumulate=1, scaler=None, dtype=None):
     dataset = Points(N)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     loader = DataLoader(dataset, batch, sampler=pruner.sampler)
@@ -40,7 +39,6 @@ def train(model, pruner, *, batch=BATCH, accumulate=1, scaler=None, dtype=None, 
             losses = F.cross_entropy(outputs, labels, reduction="none")
         return pruner.update(losses)
 
-    forward = forward if step_of is None else step_of(forward)
     for _ in range(EPOCHS):
         length = len(loader)
         for number, (inputs, labels, _) in enumerate(loader, 1):
@@ -145,43 +143,6 @@ def test_join_has_nothing_to_do_as_all_ranks_have_equally_many_batches():
     for parameters, scores, _ in on_two_ranks("join"):
         assert_close(parameters, expected[0])
         torch.testing.assert_close(scores, expected[1])
-
-
-# The compiler looks at .grad of what it is given, and hides the warning unless it is an error.
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("what", ["model", "step"])
-def test_torch_compile_of_the_model_and_of_the_step(what):
-    expected = train(model_of(), InfoBatch(N, EPOCHS))
-    torch._dynamo.reset()
-    model = model_of()
-    if what == "model":
-        found = train(torch.compile(model, backend="aot_eager"), InfoBatch(N, EPOCHS))
-    else:
-        compiled = lambda step: torch.compile(step, backend="aot_eager")  # noqa: E731
-        found = train(model, InfoBatch(N, EPOCHS), step_of=compiled)
-    assert_close(found[0], expected[0])
-    torch.testing.assert_close(found[1], expected[1])
-    assert repr(found[2]) == repr(expected[2])
-
-
-@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf")
-def test_a_compiled_step_is_compiled_around_update_and_not_anew_as_the_epoch_goes_on():
-    torch._dynamo.reset()
-    pruner, model, counter = InfoBatch(N, EPOCHS), model_of(), CompileCounter()
-
-    @torch.compile(backend=counter)
-    def step(inputs, labels):
-        losses = F.cross_entropy(model(inputs.double()), labels, reduction="none")
-        return 2 * pruner.update(losses)
-
-    loader = DataLoader(Points(N), BATCH, sampler=pruner.sampler)
-    frames = []
-    for _ in range(EPOCHS):
-        for inputs, labels, _ in loader:
-            step(inputs, labels).backward()
-        frames.append(counter.frame_count)
-    assert frames[0] >= 2  # before update, and behind it
-    assert frames[-1] <= 6  # once more where the size of the last batch differs
 
 
 def compiled_ddp(rank):

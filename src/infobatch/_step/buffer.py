@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infobatch._core.scores import FloatArray
 from infobatch._ranks.share import Share
-from infobatch._step.rescale import Reduction, rescale
+from infobatch._step.rescale import Factors, Reduction
 
 _CPU_CAPACITY = 32768
 _CPU_FLOOR = 8192  # to empty a buffer costs as much as some steps
@@ -101,8 +101,8 @@ class LossBuffer:
         scores: Tensor | None,
         reduction: Reduction,
         divisor: float | None,
-    ) -> Tensor:
-        """Store a batch's losses; return the rescaled loss, see `rescale`."""
+    ) -> Factors:
+        """Store a batch's losses; what `rescale` multiplies them by for this reduction."""
         count = losses.shape[0]  # len() of a tensor is a slow Python function
         first = position - self.start
         last = first + count
@@ -118,15 +118,15 @@ class LossBuffer:
             self._scores[first:last].copy_(scores.detach())
         self._noted.append((first, count, scores is not None))
         if self._weights is None:
-            return rescale(losses, None, reduction, divisor)
+            return Factors(None, divisor)
         if (
             within == 0
             and reduction == "mean"
             and divisor is None
             and losses.dtype == self.weight_dtype
         ):
-            return torch.dot(losses, self._shares[number])
-        return rescale(losses, self._weights[first:last], reduction, divisor)
+            return Factors(self._shares[number], 1.0)
+        return Factors(self._weights[first:last], divisor)
 
     def drain(self) -> Iterator[Stretch]:
         """What has been stored since this was last called, in order, as stretches."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,18 @@ from torch import Tensor
 from infobatch.errors import LossError
 
 Reduction = Literal["mean", "sum", "none"]
+
+
+class Factors(NamedTuple):
+    """By what the losses of a batch are multiplied, and their sum divided.
+
+    Attributes:
+        weights: (B,) float32 or float64, on the losses' device; None where all are 1.
+        divisor: of the mean; None: B. Where it is 1, the weights have been divided already.
+    """
+
+    weights: Tensor | None
+    divisor: float | None = None
 
 
 def check_losses(name: str, losses: Tensor) -> None:
@@ -84,9 +96,7 @@ def check_indices(
     return rows
 
 
-def rescale(
-    losses: Tensor, weights: Tensor | None, reduction: Reduction, divisor: float | None = None
-) -> Tensor:
+def rescale(losses: Tensor, factors: Factors, reduction: Reduction) -> Tensor:
     """Multiply each loss by its weight and reduce: sum(weight * loss) / B under "mean".
 
     The mean divides by the batch size and not by the sum of the weights, which is what keeps
@@ -94,18 +104,20 @@ def rescale(
 
     Args:
         losses: (B,) any float dtype.
-        weights: (B,) float32 or float64, or None where all are 1.
+        factors: of these losses.
         reduction: "mean", "sum" or "none".
-        divisor: under "mean", to be used in place of B.
 
     Returns:
         A new tensor of the losses' dtype; half-precision losses are multiplied and reduced in
         the weights' precision.
     """
+    weights, divisor = factors
     if weights is None:
         if reduction == "mean":
             return losses.mean() if divisor is None else losses.sum() / divisor
         return losses.sum() if reduction == "sum" else losses.clone()
+    if divisor == 1.0 and reduction == "mean" and losses.dtype == weights.dtype:
+        return torch.dot(losses, weights)  # a third of the time of a product and a mean
     rescaled = losses * weights
     if reduction == "mean":
         rescaled = rescaled.mean() if divisor is None else rescaled.sum() / divisor

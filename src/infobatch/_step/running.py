@@ -28,7 +28,7 @@ from infobatch._ranks.share import Share
 from infobatch._ranks.world import World
 from infobatch._step.buffer import LossBuffer
 from infobatch._step.reordered import Reordered
-from infobatch._step.rescale import Reduction, rescale
+from infobatch._step.rescale import Factors, Reduction
 from infobatch.errors import MisalignedUpdateError
 
 Record = Callable[[NDArray[np.integer[Any]], FloatArray, list[int]], None]
@@ -160,14 +160,14 @@ class RunningEpoch:
 
     def take(
         self, batch: Batch, losses: Tensor, scores: Tensor | None, reduction: Reduction
-    ) -> Tensor:
-        """Take in the losses of the batch that is due; the rescaled loss.
+    ) -> Factors:
+        """Take in the losses of the batch that is due; by what to multiply them.
 
         Raises:
             MisalignedUpdateError: it cannot be told whose losses they are.
         """
         if batch.ids is not None:
-            return self.take_by_index(batch, losses, scores, batch.ids, reduction)
+            return self.take_by_index(batch, losses, scores, batch.ids)
         if self._reordered.is_any:
             raise MisalignedUpdateError(
                 "losses of this epoch have come with indices and in another order than planned, "
@@ -189,16 +189,17 @@ class RunningEpoch:
         losses: Tensor,
         scores: Tensor | None,
         ids: NDArray[np.int64],
-        reduction: Reduction,
-    ) -> Tensor:
-        """Take in the losses of the samples `ids`, by their numbers in the data set; rescaled.
+    ) -> Factors:
+        """Take in the losses of the samples `ids`, by their numbers in the data set.
 
         Args:
             batch: the place of these samples in the share.
             losses: (B,).
             scores: (B,) or None.
             ids: (B,).
-            reduction: of the loss that is returned.
+
+        Returns:
+            by what to multiply the losses.
 
         Raises:
             MisalignedUpdateError: they are not in the plan, or have come before.
@@ -234,8 +235,7 @@ class RunningEpoch:
                 self.note_done(rows[counted])
         weights = np.where(counted, weights, 0.0)
         dtype = torch.float64 if losses.dtype == torch.float64 else torch.float32
-        on_device = torch.from_numpy(weights).to(losses.device, dtype)
-        return rescale(losses, on_device, reduction, divisor)
+        return Factors(torch.from_numpy(weights).to(losses.device, dtype), divisor)
 
     def _divisor(self, count: int) -> float | None:
         if self.world.size == 1 or self.is_stream:

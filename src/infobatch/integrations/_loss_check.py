@@ -11,6 +11,7 @@ from torch import Tensor
 from infobatch.errors import LossError
 
 _TELLING = 8  # batches that could tell, after which comparing may wait
+_TOGETHER = 32  # batches that an accelerator's are then compared in, as the host waits for it
 _SPREAD = 0.1  # of the mean loss: by how much a batch's samples differ that can tell
 _NOTHING = 1e-6  # losses below are 0: what float32 makes of a cross-entropy near it
 
@@ -50,8 +51,8 @@ class LossCheck:
 
     While samples' losses hardly differ, as those of an untrained head, a weighted mean of them is
     the plain one, which tells nothing. So each batch is compared at once until enough have been
-    seen whose losses differ; from then on the result is looked at with the next batch, where that
-    takes no synchronisation with an accelerator.
+    seen whose losses differ; from then on with the next batch, or on an accelerator, for which the
+    host has to wait, 32 batches together. `look` compares those that are left.
 
     Args:
         forms: that the loss may have, the likeliest first.
@@ -62,7 +63,7 @@ class LossCheck:
         self.forms = list(dict.fromkeys(forms))
         self._close = close
         self._told = 0
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._unseen: list[tuple[Tensor, Tensor]] = []
 
     @property
     def form(self) -> Form:
@@ -80,14 +81,14 @@ class LossCheck:
         """Whether the loss of a batch has a form that those before it had; see `Form.loss`.
 
         Raises:
-            LossError: that of the batch before had none.
+            LossError: that of a batch before had none.
         """
-        values = [form.loss(sums, counts, items, extras) for form in self.forms]
         if self._told >= _TELLING:
-            if self._last is not None and not self._agree(*self._last):
-                raise refusal(*self._last)
-            self._last = loss, values[0]
+            if len(self._unseen) >= (_TOGETHER if self._puts_off(loss) else 1):
+                self.look()
+            self._unseen.append((loss, self.form.loss(sums, counts, items, extras)))
             return True
+        values = [form.loss(sums, counts, items, extras) for form in self.forms]
         left = [
             form for form, value in zip(self.forms, values, strict=True) if self._agree(loss, value)
         ]
@@ -98,6 +99,26 @@ class LossCheck:
         if len(losses) > 1 and bool(losses.max() - losses.min() > _SPREAD * losses.mean().abs()):
             self._told += 1
         return True
+
+    @staticmethod
+    def _puts_off(loss: Tensor) -> bool:
+        return loss.device.type != "cpu"
+
+    def look(self) -> None:
+        """Compare the batches that have not been yet.
+
+        Raises:
+            LossError: the loss of one is not what its samples' losses come to.
+        """
+        unseen, self._unseen = self._unseen, []
+        if not unseen:
+            return
+        losses, values = (
+            torch.stack(tensors).float().cpu() for tensors in zip(*unseen, strict=True)
+        )
+        for loss, value in zip(losses, values, strict=True):
+            if not self._agree(loss, value):
+                raise refusal(loss, value)
 
     def _agree(self, loss: Tensor, value: Tensor) -> bool:
         if not bool(torch.isfinite(loss)):

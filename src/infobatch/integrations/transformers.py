@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from infobatch.errors import EpochError, LossError, MisalignedUpdateError, StateError
 from infobatch.infobatch import InfoBatch
+from infobatch.integrations._cross_entropy import cross_entropies
 from infobatch.integrations._loss_check import Form, LossCheck, nonzero, refusal
 from infobatch.integrations.accelerate import keep_shares
 from infobatch.integrations.hosts import check_host, coming_divisor
@@ -45,8 +46,9 @@ class InfoBatchMixin(_Base):
 
     That the samples' losses add up to the stock loss is checked with every batch: at once as long
     as too few batches could tell, as the losses of an untrained head are all alike, and then when
-    the next batch comes. Another loss, such as a focal loss or one with class weights, is said by
-    overriding `per_token_losses`, and what is no sample's own in it by `extra_loss`:
+    the next batch comes, or on an accelerator every 32 batches and at an epoch's end. Another loss,
+    such as a focal loss or one with class weights, is said by overriding `per_token_losses`, and
+    what is no sample's own in it by `extra_loss`:
 
         class Weighted(Trainer):
             def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
@@ -289,13 +291,7 @@ class InfoBatchMixin(_Base):
                 labels = F.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
             smooths = self.label_smoother is not None and not self._plain
             smoothing = self.args.label_smoothing_factor if smooths else 0.0
-            losses = F.cross_entropy(
-                logits.float().movedim(-1, 1) if labels.dim() > 1 else logits.float(),
-                labels,
-                ignore_index=_IGNORED,
-                reduction="none",
-                label_smoothing=smoothing,
-            )
+            losses = cross_entropies(logits, labels, ignore_index=_IGNORED, smoothing=smoothing)
             return losses, labels != _IGNORED
         if logits is not None and labels.is_floating_point() and logits.numel() == labels.numel():
             targets = labels.view_as(logits)
@@ -369,7 +365,7 @@ class InfoBatchMixin(_Base):
 
     def _correction(self, stock: Tensor, outputs: Any, labels: Tensor, items: Any) -> Tensor:
         """sum_i (w_i - 1) * l_i, divided as the stock loss is; 0 where all weights are 1."""
-        weights = self.pruner.coming_weights(len(labels))
+        weights = self.pruner.coming_weights(len(labels)).numpy()
         divisor = coming_divisor(self.pruner, len(labels))
         is_plain = divisor == len(labels) and bool((weights == 1).all())
         with torch.set_grad_enabled(not is_plain):
@@ -381,10 +377,13 @@ class InfoBatchMixin(_Base):
             return torch.zeros((), dtype=stock.dtype, device=stock.device)
         if form.by_items:  # those of all ranks, without padding
             return cast(Tensor, form.scale * (weighted - sums).sum() / items)
-        real = (weights > 0).to(counts.device)
-        share = int(real.sum()) / divisor  # of what ranks have on average
-        mean = weighted.sum() / nonzero(counts[real].sum())
-        return form.scale * (share * mean - sums.sum() / nonzero(counts.sum()))
+        total = real = nonzero(counts.sum())
+        share = len(labels) / divisor  # of what ranks have on average
+        if not (weights > 0).all():
+            share = int((weights > 0).sum()) / divisor
+            is_real = torch.from_numpy(weights > 0).to(counts.device)
+            real = nonzero((counts * is_real).sum())
+        return form.scale * (share * weighted.sum() / real - sums.sum() / total)
 
     def _explained(
         self, stock: Tensor, outputs: Any, labels: Tensor, items: Any
@@ -427,9 +426,21 @@ class InfoBatchMixin(_Base):
         if away[1] < away[0]:
             self._shifts = not self._shifts
 
+    def look_back(self) -> None:
+        """Check now those batches whose losses have not been compared yet.
+
+        Raises:
+            LossError: the samples' losses do not add up to the trainer's.
+        """
+        if self._check is not None:
+            self._check.look()
+
     def _extras(self, outputs: Any, items: Any, device: torch.device) -> list[Tensor]:
         """What the part of the loss that is no sample's may be: scaled as the rest, or not."""
-        extra = torch.as_tensor(self.extra_loss(outputs), device=device).detach()
+        extra = self.extra_loss(outputs)
+        extra = (
+            extra.detach() if isinstance(extra, Tensor) else torch.full((), extra, device=device)
+        )
         steps = 1 if items is None else getattr(self, "current_gradient_accumulation_steps", 1)
         return [self._scale(items) * extra, extra, extra / steps]
 
@@ -529,6 +540,7 @@ class _Bookkeeping(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what the epoch has saved."""
         pruner = self.trainer.pruner
+        self.trainer.look_back()
         pruner.end_epoch()  # where drop_last has left something
         self.trainer.log(pruner.metrics())
 

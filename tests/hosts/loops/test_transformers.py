@@ -1,5 +1,6 @@
 import functools
 import shutil
+import traceback
 
 import datasets
 import pytest
@@ -24,6 +25,7 @@ from tests.hosts.loops.transformers_run import (
     train_sft,
 )
 from tests.hosts.support import BATCH, EPOCHS, assert_same, plain_run, torchrun
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -42,6 +44,7 @@ from infobatch.errors import (
     MisalignedUpdateError,
     StateError,
 )
+from infobatch.integrations import _cross_entropy, _loss_check
 from infobatch.integrations._loss_check import Form, LossCheck
 from infobatch.integrations.transformers import InfoBatchMixin, InfoBatchTrainer
 from infobatch.schedule import ProgressScheduler
@@ -674,6 +677,70 @@ def test_class_weights_at_weight_one_are_stock(tmp_path):
     ours.train()
     for one, other in zip(ours.model.parameters(), stock.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_cross_entropies_are_those_of_torch(monkeypatch, smoothing, dtype):
+    monkeypatch.setattr(_cross_entropy, "_CHUNK", 40)  # four rows of ten
+    logits = (3 * torch.randn(5, 3, 10)).to(dtype).requires_grad_()
+    labels = torch.randint(0, 10, (5, 3))
+    labels[1, 1:] = labels[4, 0] = -100
+    factors = torch.rand(5, 3)
+    wide = logits.to(torch.promote_types(dtype, torch.float32)).movedim(-1, 1)
+    expected = F.cross_entropy(
+        wide, labels, ignore_index=-100, reduction="none", label_smoothing=smoothing
+    )
+    found = _cross_entropy.cross_entropies(logits, labels, ignore_index=-100, smoothing=smoothing)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((factors * x).sum(), logits)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations of ours for which a host waits for an accelerator."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        if name in {"_local_scalar_dense", "nonzero", "masked_select"}:
+            files = [frame.filename for frame in traceback.extract_stack()]
+            ours, theirs = "/infobatch/integrations/", "/site-packages/transformers/"
+            host = next(f for f in reversed(files) if ours in f or theirs in f)
+            self.count += ours in host
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("by_items", [True, False])
+def test_a_step_waits_for_nothing_once_the_loss_is_known(tmp_path, monkeypatch, by_items):
+    """But for the comparing, which is put off on an accelerator."""
+    monkeypatch.setattr(LossCheck, "look", lambda self: None)
+    waits, weighted = [], []
+
+    class Observed(InfoBatchTrainer):
+        def compute_loss(self, *args, **kwargs):
+            weighted.append(bool((self.pruner.coming_weights(8) != 1).any()))
+            if not by_items:
+                kwargs["num_items_in_batch"] = None
+            with Waits() as mode:
+                result = super().compute_loss(*args, **kwargs)
+            waits.append(mode.count)
+            return result
+
+    train_llama(tmp_path, trainer=Observed, prune={}, num_train_epochs=6)
+    assert sum(weighted[24:]) > 5
+    assert waits[0] > 0  # the trap works
+    assert sum(waits[24:]) == 0
+
+
+def test_what_is_put_off_is_looked_at_when_the_epoch_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(_loss_check, "_TOGETHER", 10**6)
+    monkeypatch.setattr(LossCheck, "_puts_off", staticmethod(lambda loss: True))
+    trainer = by_first_token(type("Late", (InfoBatchMixin, WeightedLater), {}), tmp_path)
+    with pytest.raises(LossError, match="Override per_token_losses"):
+        trainer.train()
+    assert trainer.state.global_step <= 36  # two epochs of 12 steps, and one with the weights
 
 
 def test_a_compute_loss_that_passes_the_mixin_by_is_refused(tmp_path):
