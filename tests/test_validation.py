@@ -232,9 +232,8 @@ def test_the_ends_of_every_range_are_good(argument, value):
     assert len(plan) == plan.total > 0
 
 
-def test_a_pruner_without_a_policy_needs_a_budget():
-    with pytest.raises(TypeError, match=r"MeanThreshold\(0\.5\), or budget="):
-        DataPruner(10, 5)
+def test_the_policy_without_one_is_the_same_with_a_budget_and_without():
+    assert DataPruner(10, 5).policy == ProportionalSampling()
     assert DataPruner(10, 5, budget=0.8).policy == ProportionalSampling()
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from infobatch._core.history import EpochRecord
-from infobatch._core.scores import FloatArray, headroom
+from infobatch._core.history import NO_HEADROOM, EpochRecord
 from infobatch._core.user_warnings import warn_user
 from infobatch._settings import Settings
 from infobatch.errors import IndistinctScoresWarning, NonFiniteLossWarning, NothingPrunedWarning
 from infobatch.policies import FullData
 
 _INDISTINCT = 0.9  # of the gradient mass in a random part of the samples
-_NO_HEADROOM = 0.05
 
 
 def warn_if_nothing_is_pruned(settings: Settings) -> None:
@@ -30,10 +28,10 @@ def warn_if_nothing_is_pruned(settings: Settings) -> None:
     )
 
 
-def warn_if_indistinct(
-    settings: Settings, history: Sequence[EpochRecord], scores: FloatArray
-) -> None:
+def warn_if_indistinct(settings: Settings, history: Sequence[EpochRecord]) -> None:
     """Say once, after the second pruned epoch, if the samples left out were as good as random."""
+    if settings.budget is None:  # then it does not leave out what it cannot tell apart
+        return
     records = [record for record in history if record.kept < record.total]
     second = len(records) == 2 and history[-1] is records[-1]
     if not (second or (len(records) == 1 and history[-1].epoch == settings.pruned.stop - 1)):
@@ -45,11 +43,7 @@ def warn_if_indistinct(
             f"{saved / len(records):.0%} of the samples were left out of each pruned epoch so "
             f"far, and {mass / len(records):.0%} of the total gradient bound with them"
         )
-    elif (
-        settings.budget is not None
-        and math.isnan(mass)
-        and (gain := headroom(scores)) < _NO_HEADROOM
-    ):
+    elif math.isnan(mass) and (gain := history[-1].headroom) < NO_HEADROOM:
         seen = (
             f"the gradient bounds, 1 - exp(-loss), hardly differ: by choosing samples "
             f"at most {gain:.1%} of the gradients' second moment can be saved"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from infobatch import _advice as advice
 from infobatch._core.budget import part_of_run, passes_upto
+from infobatch._core.headroom import some_of
 from infobatch._core.history import EpochRecord
 from infobatch._core.plan import EpochPlan, Rows
 from infobatch._core.planner import Planner, Size
@@ -92,9 +93,10 @@ class Run:
 
     def _epoch(self, epoch: int, **where: Any) -> RunningEpoch:
         """An epoch that has not been planned, or one of a saved state."""
+        where.setdefault("before", some_of(self.planner.scores.values))
         return RunningEpoch(
             epoch,
-            self.planner.record,
+            self.planner,
             may_repeat=self.settings.own_sampler,
             is_stream=self.filter is not None,
             is_kept_apart=self.sharing.is_apart,
@@ -341,14 +343,14 @@ class Run:
         totals = self.sharing.bring_together(running, EPOCH_END)
         if not (running.is_stream or self.sharing.is_apart):
             running.tally.left_out = running.left_out
-        record = running.tally.record(running.epoch, running.plan.threshold, *totals)
+        record = totals.record(running.epoch, running.tally, running.plan.threshold)
         self.history.append(record)
         self.running = self._epoch(running.epoch + 1)
         loops.close()
         if self.sharing.is_apart or self.filter is not None:
             self._prepare_early()
         if running.world.rank == 0:
-            advice.warn_if_indistinct(self.settings, self.history, self.planner.scores.values)
+            advice.warn_if_indistinct(self.settings, self.history)
         if record.non_finite:
             advice.warn_of_non_finite(record)
 
@@ -407,6 +409,7 @@ class Run:
             is_over=self.has_left,
             batch_size=self.batch_size,
             scores=self.planner.scores.values,
+            before=running.before,
             memory=self.planner.memory,
             plan=running.plan_as_trained,
             tally=running.tally,
@@ -427,10 +430,12 @@ class Run:
         self.settle()
 
     def _epoch_of(self, saved: Snapshot, plan: EpochPlan | None) -> RunningEpoch:
+        within = {"before": saved.before} if saved.position else {}
         return self._epoch(
             saved.epoch,
+            **within,
             start=saved.position,
-            before=float(saved.steps),
+            steps_before=float(saved.steps),
             is_over=saved.is_over,
             planned=plan,
             tally=saved.tally,

@@ -138,11 +138,6 @@ def policy_for(
         TypeError, ValueError: it must have a budget, or cannot; or the groups are not (N,).
     """
     if policy is None:
-        if budget is None:
-            raise TypeError(
-                "DataPruner needs a policy, such as infobatch.policies.MeanThreshold(0.5), or "
-                "budget=, such as 0.7, for which it has one"
-            )
         policy = ProportionalSampling()
     if not isinstance(policy, Policy):
         raise TypeError(
@@ -231,4 +226,6 @@ def with_todays_names(described: object) -> object:
     settings = {key: with_todays_names(value) for key, value in described["settings"].items()}
     if name == "Kakurenbo":
         settings.pop("num_epochs", None)  # it is that of the run
+    if name == "ProportionalSampling":
+        settings.setdefault("tolerance", repr(ProportionalSampling.tolerance))  # came later
     return {**described, "name": _RENAMED.get(str(name), name), "settings": settings}

@@ -52,12 +52,13 @@ class DataPruner:
     Args:
         dataset: anything with a length, or the length itself. It is not kept or wrapped.
         num_epochs: length of the whole run, at least 1. Annealing depends on it.
-        policy: decides which samples an epoch keeps; see `infobatch.policies`. With `budget=` it
-            may be left away and is `ProportionalSampling`, which has been as good as the paper's
-            rule at equal cost, or better. It leaves out what is learned and scales nothing up, so
-            it is biased towards what is not learned yet. Its scores are cross-entropies: with label
-            smoothing pass `update(losses, scores=...)` those without. Where the model is sure of no
-            sample, it leaves out a random part and says so in a warning.
+        policy: decides which samples an epoch keeps; see `infobatch.policies`. None:
+            `ProportionalSampling`, which leaves out what is learned and scales nothing up, so it is
+            biased towards what is not learned yet. With `budget=` it has been as good as the
+            paper's rule at equal cost, or better; where the model is sure of no sample, it then
+            leaves out a random part and says so in a warning. Without a budget it leaves out only
+            what holds next to nothing of the gradient. Its scores are cross-entropies: with label
+            smoothing pass `update(losses, scores=...)` those without.
         delta: pruning ends after this fraction of the epochs, in [0, 1]; the full data with
             weight 1 follows (annealing).
         budget: what the whole run may cost, as a fraction of the num_epochs * N sample passes of
@@ -465,16 +466,29 @@ class DataPruner:
             return torch.from_numpy(share.weights(batch.start, min(batch.stop, len(share))))
         return torch.from_numpy(share.plan.selection.weights_of(batch.ids))
 
+    @property
+    def headroom(self) -> float:
+        """How much the best choice of samples could gain, by the last epoch's scores; in [0, 1].
+
+        1 - mean(b)^2 / mean(b^2), where b bounds the norm of a sample's gradient (`Policy.bounds`):
+        the part of the gradients' second moment that sampling in proportion to b would remove.
+        Below 0.05 no choice of samples can pay, and training for fewer epochs does as well. NaN
+        before the first epoch has ended. `history` has it for each epoch, beside the rank
+        correlation of the scores with those before, which tells whether they last.
+        """
+        return self.history[-1].headroom if self.history else float("nan")
+
     def metrics(self) -> dict[str, float]:
         """Of the last finished epoch, by the names under which the integrations log it.
 
         `infobatch/saved_fraction` (of the whole run so far), `infobatch/kept_fraction`,
-        `infobatch/mean_weight`, and `infobatch/threshold` where there is one. Empty before.
+        `infobatch/mean_weight`, and where there are such `infobatch/threshold`,
+        `infobatch/headroom` and `infobatch/rank_correlation`. Empty before.
         """
         return metrics_of(self.history)
 
     def summary(self) -> str:
-        """One line: what has been saved so far."""
+        """One line: what has been saved so far, and whether choosing samples can pay."""
         return summary_of(self.history, self.num_epochs)
 
     def __repr__(self) -> str:

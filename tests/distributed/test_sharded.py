@@ -403,7 +403,7 @@ def test_states_that_are_not_one_of_each_rank_are_refused():
     pruner.load_state_dict(states)
 
 
-HEADER, TALLY, COUNTS = 160, 72, 8
+HEADER, TALLY, COUNTS = 160, 112, 8
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,34 @@ def test_what_is_not_known_is_always_kept_beside_the_floor_of_the_others(unknown
             assert np.count_nonzero(weights(selection)) == keep
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.1])
+def test_what_is_left_out_without_a_budget_holds_no_more_than_the_tolerance(tolerance):
+    scores = np.random.default_rng(0).gamma(0.3, 2.0, 5000).astype(np.float32)
+    bounds = 1 - np.exp(-scores.astype(float))
+    policy, masses = p.ProportionalSampling(tolerance=tolerance), []
+    for seed in range(20):
+        selection = ask(policy, scores, 1, rng(seed))
+        masses.append(bounds[weights(selection) == 0].sum() / bounds.sum())
+        assert (weights(selection)[bounds > policy.ceiling] == 1).all()
+        assert selection.mass_left_out <= tolerance + 1e-9
+    assert np.mean(masses) <= 1.01 * tolerance
+    assert np.mean(masses) >= 0.8 * tolerance
+    saved = np.mean(weights(selection) == 0)
+    assert saved > 5 * tolerance or tolerance == 0.0  # what is left out is worth little
+
+
+def test_without_a_budget_nothing_is_left_out_where_nothing_is_learned():
+    for scores in (np.full(1000, 2.3), np.full(1000, np.nan), np.linspace(0.7, 9, 1000)):
+        assert ask(p.ProportionalSampling(), scores.astype(np.float32), 1, rng()).is_full
+
+
+def test_without_a_budget_what_is_learned_is_left_out_but_for_the_floor():
+    scores = np.where(np.arange(1000) < 600, 1e-5, 1.0).astype(np.float32)
+    selection = ask(p.ProportionalSampling(floor=0.1), scores, 1, rng())
+    assert np.count_nonzero(weights(selection)[:600]) == 60
+    assert (weights(selection)[600:] == 1).all()
+
+
 def test_the_threshold_lies_above_what_may_be_left_out():
     scores = np.full(N, 0.1005, np.float32)
     scores[:10] = 2.0
@@ -598,6 +626,7 @@ def test_evolved_sampling():
         (lambda: p.ProportionalSampling(floor=0), "floor must be above 0"),
         (lambda: p.ProportionalSampling(exponent=2), "exponent must be in"),
         (lambda: p.ProportionalSampling(ceiling=0), "ceiling must be"),
+        (lambda: p.ProportionalSampling(tolerance=1), "tolerance must be"),
         (lambda: p.IES(-1e-3), "tolerance must be a finite number at least 0"),
         (lambda: p.FixedSubset(np.array([1, 1])), "distinct"),
         (lambda: p.FixedSubset(np.array([0.5])), "1-D array"),

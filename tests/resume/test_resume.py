@@ -157,12 +157,16 @@ def plain(history):
 
 
 def assert_same_run(left, right):
+    assert_same_plans(left, right)
+    assert_same_pruner(left.pruner, right.pruner)
+
+
+def assert_same_plans(left, right):
     assert len(left.log) == len(right.log)
     for (epoch, *ours), (expected_epoch, *expected) in zip(left.log, right.log, strict=True):
         assert epoch == expected_epoch
         for ours_part, expected_part in zip(ours, expected, strict=True):
             assert torch.equal(ours_part, expected_part)
-    assert_same_pruner(left.pruner, right.pruner)
     for ours, expected in zip(
         left.model.state_dict().values(), right.model.state_dict().values(), strict=True
     ):
@@ -364,8 +368,8 @@ def test_a_finished_run_can_be_saved_and_read(uninterrupted):
 def test_a_state_holds_five_bytes_a_sample(kind):
     training = Training(PRUNERS[kind]).run(stop=(2, 0))
     tensors = [part for part in training.pruner.state_dict().values() if torch.is_tensor(part)]
-    assert [tensor.dtype for tensor in tensors] == [torch.float32, torch.uint8]
-    assert [tensor.numel() for tensor in tensors] == [N, N]
+    assert [tensor.dtype for tensor in tensors] == [torch.float32, torch.float32, torch.uint8]
+    assert [tensor.numel() for tensor in tensors] == [N, min(N, 1024), N]
 
 
 @pytest.mark.parametrize(
@@ -564,10 +568,12 @@ def test_what_is_no_state_is_refused(nothing):
 def as_format_4(state):
     """The state as it was written before it said how it stood to its loop."""
     old = copy.deepcopy(state)
-    for name in ("steps", "is_over", "batch_size"):
+    for name in ("steps", "is_over", "batch_size", "before"):
         del old[name]
     for part in (old["tally"], *old["history"]):
         del part["left_out"]
+    for record in old["history"]:
+        del record["headroom"], record["rank_correlation"]
     old["format"] = 4
     old["checksum"] = checksum(old)
     return old
@@ -578,10 +584,14 @@ def test_a_state_of_the_format_before_is_read(stop, uninterrupted):
     stopped = Training(PRUNERS["mean"]).run(stop=stop)
     resumed = Training(PRUNERS["mean"]).load(stopped.save(), stopped.log)
     resumed.pruner.load_state_dict(as_format_4(stopped.state()))
-    assert_same_run(resumed.run(), uninterrupted("mean"))
+    resumed.run()
+    assert_same_plans(resumed, uninterrupted("mean"))
+    known = [math.isfinite(record.rank_correlation) for record in resumed.pruner.history]
+    first = stop[0] + (stop[1] > 0)  # a state within an epoch lacks the scores before
+    assert known == [epoch >= first for epoch in range(len(known))]
 
 
 def test_a_state_of_an_older_format_is_refused_with_those_that_are_read():
     state = {**Training(PRUNERS["mean"]).run(stop=(2, 0)).state(), "format": 3}
-    with pytest.raises(StateError, match=r"has format 3, .* reads formats 4 to 5"):
+    with pytest.raises(StateError, match=r"has format 3, .* reads formats 4 to 6"):
         PRUNERS["mean"]().load_state_dict(state)

@@ -11,6 +11,7 @@ import numpy as np
 
 from infobatch._core.scores import FloatArray
 
+NO_HEADROOM = 0.05  # below, choosing samples cannot pay
 _BLOCK = 1 << 16  # losses that are summed at a time
 
 
@@ -33,6 +34,9 @@ class EpochRecord:
         mean_loss: mean of the finite unweighted losses; NaN if none came.
         mean_weight: mean rescale weight over the plan.
         non_finite: samples with a NaN or infinite loss or score.
+        headroom: how much the best choice of samples could gain by the scores at its end, in
+            [0, 1]: 1 - mean(b)^2 / mean(b^2) of what bounds the samples' gradients; NaN if unknown.
+        rank_correlation: of the scores that came and those before; NaN if there were none.
     """
 
     epoch: int
@@ -45,6 +49,8 @@ class EpochRecord:
     mean_loss: float
     mean_weight: float
     non_finite: int
+    headroom: float = math.nan
+    rank_correlation: float = math.nan
 
 
 @dataclass
@@ -84,29 +90,6 @@ class LossTally:
         for batch_sum in sums:
             self.loss_sum += batch_sum
 
-    def record(
-        self,
-        epoch: int,
-        threshold: float,
-        kept: int,
-        total: int,
-        mean_weight: float,
-        mass_left_out: float,
-    ) -> EpochRecord:
-        """The record of an epoch of which these are the sums."""
-        return EpochRecord(
-            epoch=epoch,
-            kept=kept,
-            total=total,
-            trained=self.trained,
-            left_out=max(0, self.left_out),
-            threshold=threshold,
-            mass_left_out=mass_left_out,
-            mean_loss=self.mean_loss,
-            mean_weight=mean_weight,
-            non_finite=self.non_finite,
-        )
-
     @property
     def mean_loss(self) -> float:
         """Mean of the finite losses, NaN if there was none."""
@@ -129,18 +112,28 @@ def metrics_of(history: Sequence[EpochRecord]) -> dict[str, float]:
         "kept_fraction": record.kept / record.total,
         "mean_weight": record.mean_weight,
         "threshold": record.threshold,
+        "headroom": record.headroom,
+        "rank_correlation": record.rank_correlation,
     }
     return {f"infobatch/{name}": v for name, v in values.items() if math.isfinite(v)}
 
 
 def summary_of(history: Sequence[EpochRecord], num_epochs: int) -> str:
-    """One line: what these epochs of a run have saved."""
+    """One line: what these epochs of a run have saved, and whether there is more to save."""
     trained = sum(record.trained for record in history)
     total = sum(record.total for record in history)
-    return (
+    said = (
         f"{saved_by(history):.1%} of {total:,} sample passes saved "
         f"({trained:,} used) in {len(history)} of {num_epochs} epochs"
     )
+    scored_twice = [record for record in history if math.isfinite(record.rank_correlation)]
+    if not scored_twice:
+        return said
+    last = scored_twice[-1]
+    said += f"; headroom {last.headroom:.0%}, rank correlation {last.rank_correlation:.2f}"
+    if last.headroom < NO_HEADROOM:
+        said += ": the samples differ too little for any choice of them to pay"
+    return said
 
 
 def _batch_sums(losses: FloatArray, batches: list[int]) -> list[float]:

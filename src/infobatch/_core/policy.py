@@ -129,6 +129,14 @@ class Policy(ABC):
         """
         return False
 
+    def bounds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What bounds the norm of a sample's gradient, by its score (K,), at least 0.
+
+        1 - exp(-score) here: for a cross-entropy, 1 minus the probability of the right class.
+        """
+        values: NDArray[np.float64] = -np.expm1(-scores)
+        return values
+
     @property
     def columns(self) -> Mapping[str, float]:
         """Columns of its memory by name, and their first value; 4 bytes a sample each."""

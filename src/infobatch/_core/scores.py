@@ -92,17 +92,6 @@ def finite_sum(scores: FloatArray) -> tuple[float, float]:
     return float(finite.sum(dtype=np.float64)), float(len(finite))
 
 
-def headroom(scores: FloatArray) -> float:
-    """How much the best choice of samples could gain, in [0, 1]; NaN without a usable score.
-
-    1 - mean(b)^2 / mean(b^2), with b = 1 - exp(-score), which bounds the gradient of a
-    cross-entropy: the part of the second moment that sampling in proportion to b would remove.
-    """
-    bounds = -np.expm1(-np.maximum(scores[np.isfinite(scores)].astype(np.float64), 0.0))
-    squares = float(np.square(bounds).mean()) if len(bounds) else 0.0
-    return 1.0 - float(bounds.mean()) ** 2 / squares if squares > 0.0 else float("nan")
-
-
 def finite_quantiles(scores: FloatArray, fractions: list[float]) -> list[float]:
     """Quantiles of the finite scores, linearly interpolated in float64; NaN if there is none.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from infobatch._core.headroom import Headroom
 from infobatch._core.history import LossTally
 from infobatch._core.plan import Rows
 from infobatch._core.planner import AddUp, Size
@@ -125,29 +126,31 @@ class Sharded(Sharing):
         else:
             parts = self.meet(running, SHARING, left.nbytes).all_gather(left, "numbers of samples")
             counts = np.concatenate([part.view(np.int64) for part in parts])
-        return Share.of_own_plan(plan, running.start, world.rank, counts, running.before)
+        return Share.of_own_plan(plan, running.start, world.rank, counts, running.steps_before)
 
     def bring_together(self, running: Running, occasion: int) -> Totals:
         """The tally of the epoch becomes that of all ranks."""
         plan, tally = running.plan, running.tally
         if running.world.size == 1:
-            return Totals.of(plan)
+            return Totals.of(plan, running.headroom())
         own = np.array(
             [
                 *(tally.trained, tally.non_finite, tally.loss_count, tally.loss_sum),
                 running.plan_position - tally.trained,
                 *(len(plan), plan.total, len(plan) * plan.mean_weight),
                 plan.total * plan.selection.mass_left_out,
+                *running.headroom().sums,
             ],
             dtype=np.float64,
         )
         parts = self.meet(running, occasion).all_gather(own)
         sums = np.sum([part.view(np.float64) for part in parts], axis=0)
+        headroom, sums = Headroom(sums[9:]), sums[:9]
         trained, non_finite, loss_count, loss_sum, left, kept, total, weight, mass = sums.tolist()
         running.tally = LossTally(
             int(trained), int(non_finite), int(loss_count), loss_sum, int(left)
         )
-        return Totals(int(kept), int(total), weight / kept, mass / total)
+        return Totals(int(kept), int(total), weight / kept, mass / total, headroom)
 
     def rescored(
         self, running: Running, rows: NDArray[np.int64], scores: FloatArray

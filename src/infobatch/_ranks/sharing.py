@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.history import LossTally
+from infobatch._core.headroom import Headroom
+from infobatch._core.history import EpochRecord, LossTally
 from infobatch._core.plan import EpochPlan, Rows
 from infobatch._core.planner import AddUp, Size
 from infobatch._core.scores import FloatArray
@@ -29,7 +30,7 @@ class Running(Protocol):
 
     epoch: int
     start: int
-    before: float
+    steps_before: float
     tally: LossTally
     world: World
     is_stream: bool
@@ -52,6 +53,10 @@ class Running(Protocol):
         """Make the losses of all ranks known to all."""
         ...
 
+    def headroom(self) -> Headroom:
+        """By the scores of this rank, before the epoch and now."""
+        ...
+
 
 class Totals(NamedTuple):
     """An epoch over all ranks."""
@@ -60,11 +65,30 @@ class Totals(NamedTuple):
     total: int
     mean_weight: float
     mass_left_out: float
+    headroom: Headroom
 
     @classmethod
-    def of(cls, plan: EpochPlan) -> Totals:
+    def of(cls, plan: EpochPlan, headroom: Headroom) -> Totals:
         """Of one plan."""
-        return cls(len(plan), plan.total, plan.mean_weight, plan.selection.mass_left_out)
+        left_out = plan.selection.mass_left_out
+        return cls(len(plan), plan.total, plan.mean_weight, left_out, headroom)
+
+    def record(self, epoch: int, tally: LossTally, threshold: float) -> EpochRecord:
+        """The record of an epoch with these sums over its losses."""
+        return EpochRecord(
+            epoch=epoch,
+            kept=self.kept,
+            total=self.total,
+            trained=tally.trained,
+            left_out=max(0, tally.left_out),
+            threshold=threshold,
+            mass_left_out=self.mass_left_out,
+            mean_loss=tally.mean_loss,
+            mean_weight=self.mean_weight,
+            non_finite=tally.non_finite,
+            headroom=self.headroom.headroom,
+            rank_correlation=self.headroom.rank_correlation,
+        )
 
 
 class Sharing:
@@ -137,7 +161,7 @@ class Sharing:
         """Make the losses of all ranks known to all."""
         if running.world.size > 1:
             running.gather(self.meet(running, occasion))
-        return Totals.of(running.plan)
+        return Totals.of(running.plan, running.headroom())
 
     def rescored(
         self, running: Running, rows: NDArray[np.int64], scores: FloatArray

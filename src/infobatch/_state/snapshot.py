@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infobatch._core.headroom import some_of
 from infobatch._core.history import EpochRecord, LossTally
 from infobatch._core.plan import EpochPlan, Rows, shuffled
 from infobatch._core.scores import FloatArray
@@ -28,8 +29,8 @@ from infobatch._settings import with_todays_names
 from infobatch._state.fields import checksum, count, entry, optional, record_of, sequence, vector
 from infobatch.errors import PolicyError, StateError
 
-FORMAT = 5
-_OLDEST = 4  # without steps, is_over, batch_size and left_out
+FORMAT = 6
+_OLDEST = 4  # without steps, is_over, batch_size and left_out; 5: without headroom and before
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Snapshot:
         is_over: the loop over that epoch had been left, so that the next one is due.
         batch_size: of the loader, as far as it was seen.
         scores: (n,) float32, of `samples`.
+        before: (K,) float32, some of them as they were before that epoch.
         memory: by column (n,) float32, what the policy remembers of them.
         plan: of that epoch, if it has been made.
         tally: sums over its losses so far.
@@ -56,6 +58,7 @@ class Snapshot:
     is_over: bool
     batch_size: int | None
     scores: FloatArray
+    before: FloatArray
     memory: dict[str, FloatArray]
     plan: EpochPlan | None
     tally: LossTally
@@ -78,6 +81,7 @@ class Snapshot:
             "is_over": int(self.is_over),
             "batch_size": self.batch_size or 0,
             "scores": torch.from_numpy(self.scores.copy()),
+            "before": torch.from_numpy(self.before.copy()),
             "level": torch.from_numpy(level),
             "memory": {name: torch.from_numpy(v.copy()) for name, v in self.memory.items()},
             "plan": () if plan is None else (_pack_plan(plan),),
@@ -114,6 +118,7 @@ class Snapshot:
         epoch = count(state, "epoch", at_most=settings["num_epochs"])
         scores = vector(state, "scores", len(samples), torch.float32).numpy()
         level = vector(state, "level", len(samples), torch.uint8).numpy()
+        before = vector(state, "before", len(some_of(scores)), torch.float32).numpy()
         memory = _unpack_memory(state, columns, len(samples))
         saved_sum = entry(state, "checksum", int)
         position = count(state, "position", at_most=2**62)
@@ -140,6 +145,7 @@ class Snapshot:
             is_over,
             batch_size,
             scores,
+            before,
             memory,
             plan,
             tally,
@@ -167,19 +173,23 @@ def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
 
 def _of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state of an older format, with what it lacks."""
-    if entry(state, "format", int) != _OLDEST or not isinstance(state.get("tally"), dict):
+    version, lacks = (
+        entry(state, "format", int),
+        {"headroom": math.nan, "rank_correlation": math.nan},
+    )
+    if not _OLDEST <= version < FORMAT:
         return state
+    now = dict(state)
+    if version == _OLDEST and isinstance(state.get("tally"), dict):
+        now |= {"steps": state.get("position"), "is_over": 0, "batch_size": 0}
+        now["tally"] = {"left_out": 0, **state["tally"]}
+        lacks["left_out"] = 0
     history = state.get("history")
     records = history if isinstance(history, (list, tuple)) else ()
-    with_left_out = tuple({"left_out": 0, **r} if isinstance(r, dict) else r for r in records)
-    return {
-        **state,
-        "steps": state.get("position"),
-        "is_over": 0,
-        "batch_size": 0,
-        "tally": {"left_out": 0, **state["tally"]},
-        "history": with_left_out,
-    }
+    now["history"] = tuple({**lacks, **r} if isinstance(r, dict) else r for r in records)
+    if isinstance(scores := state.get("scores"), Tensor):
+        now["before"] = torch.full_like(torch.from_numpy(some_of(scores.numpy())), math.nan)
+    return now
 
 
 def _is_equal(saved: object, mine: object) -> bool:

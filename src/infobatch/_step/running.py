@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from infobatch._core.headroom import Headroom
 from infobatch._core.history import LossTally
 from infobatch._core.plan import EpochPlan
+from infobatch._core.planner import Planner
 from infobatch._core.scores import FloatArray
 from infobatch._loading.ledger import Batch
 from infobatch._ranks.agreement import PLANNING, SHARING, Header, Meeting, plan_digest
@@ -31,9 +32,6 @@ from infobatch._step.reordered import Reordered
 from infobatch._step.rescale import Factors, Reduction
 from infobatch.errors import MisalignedUpdateError
 
-Record = Callable[[NDArray[np.integer[Any]], FloatArray, list[int]], None]
-"""Takes in the newest scores (M,) of some rows, which came in batches of these sizes."""
-
 
 @dataclass(eq=False)
 class RunningEpoch:
@@ -44,12 +42,13 @@ class RunningEpoch:
 
     Attributes:
         epoch: 0-based.
-        record: takes in scores.
+        planner: has the scores, and takes in new ones.
+        before: some of the scores as they were before it.
         may_repeat: the user's own sampler may yield a sample several times.
         is_stream: samples come from a stream, in an order that is not the plan's.
         is_kept_apart: no other rank needs the losses, as each has scores of its own samples alone.
         start: plan position at which it begins: above 0 where it goes on from a saved state.
-        before: samples that each rank has had up to there.
+        steps_before: samples that each rank has had up to there.
         is_over: its loop had been left when that state was saved.
         planned: its plan; None until it is prepared.
         tally: sums over the losses so far.
@@ -61,12 +60,13 @@ class RunningEpoch:
     """
 
     epoch: int
-    record: Record
+    planner: Planner
+    before: FloatArray
     may_repeat: bool = False
     is_stream: bool = False
     is_kept_apart: bool = False
     start: int = 0
-    before: float = 0.0
+    steps_before: float = 0.0
     is_over: bool = False
     planned: EpochPlan | None = None
     tally: LossTally = field(default_factory=LossTally)
@@ -110,7 +110,7 @@ class RunningEpoch:
     @property
     def steps(self) -> int:
         """Samples that each rank has had, padding included; alike on all ranks."""
-        if self.position == 0 and self.start == 0 and self.before == 0.0:
+        if self.position == 0 and self.start == 0 and self.steps_before == 0.0:
             return 0
         return math.ceil(self.share.before) + self.position
 
@@ -308,8 +308,13 @@ class RunningEpoch:
         batches: list[int],
     ) -> None:
         """Record losses and scores (M,) of rows, which came in batches of these sizes."""
-        self.record(rows, scores, batches)
+        self.planner.record(rows, scores, batches)
         self.tally.add(losses, scores, batches)
+
+    def headroom(self) -> Headroom:
+        """By the scores of this rank, before the epoch and now."""
+        planner = self.planner
+        return Headroom.of(self.before, planner.scores.values, planner.policy.bounds)
 
     # ------------------------------------------------------------------ other ranks
 
@@ -320,7 +325,7 @@ class RunningEpoch:
         return Header(
             occasion=occasion,
             epoch=self.epoch,
-            start=round(self.before) if apart else self.start,
+            start=round(self.steps_before) if apart else self.start,
             position=0 if is_planning else self.position,
             plan=0 if apart or plan is None else plan_digest(plan),
             count=len(self.pending) if count is None else count,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from infobatch._core.histogram import NUM_BINS, bin_end, bin_middles, bins_of, histogram
 from infobatch._core.policy import Policy, Request
+from infobatch._core.scores import FloatArray
 from infobatch._core.selection import Selection
 from infobatch._core.validation import check_at_least, check_fraction
 
@@ -61,6 +62,12 @@ class ProportionalSampling(Policy):
     Samples without a usable score are kept, as long as the budget allows it beside the floor of
     the others.
 
+    Without a budget c is the smallest with which the samples left out are expected to hold no more
+    than `tolerance` of the sum of all bounds, and samples above the ceiling are all kept. That is
+    the part of the epoch's gradient that can be missing, so the epoch remains one of the full data,
+    with its steps fewer and as much larger; it saves much where most is learned, and nothing where
+    nothing is.
+
     Attributes:
         bound: of the gradient, by the score.
         power: of the bound, at least 0; 0 is a random subset.
@@ -70,6 +77,7 @@ class ProportionalSampling(Policy):
         ceiling: above 0, in the bound's unit; infinity for none.
         rescale: multiply all weights by the number that makes their sum that of the full data, so
             that an epoch's steps are fewer and as much larger.
+        tolerance: what may be left out where no budget says how much, in [0, 1).
     """
 
     bound: Bound = "probability"
@@ -78,6 +86,7 @@ class ProportionalSampling(Policy):
     exponent: float = 0.0
     ceiling: float = 0.5
     rescale: bool = False
+    tolerance: float = 0.03
 
     def __post_init__(self) -> None:
         if self.bound not in get_args(Bound):
@@ -89,30 +98,36 @@ class ProportionalSampling(Policy):
         if floor == 0.0:
             raise ValueError(f"floor must be above 0, got {self.floor!r}")
         object.__setattr__(self, "floor", floor)
+        tolerance = check_fraction("tolerance", self.tolerance, below_one=True)
+        object.__setattr__(self, "tolerance", tolerance)
         if self.ceiling != math.inf:
             ceiling = check_at_least("ceiling", self.ceiling, 0.0, inclusive=False)
             object.__setattr__(self, "ceiling", ceiling)
-
-    needs_budget = True
 
     @property
     def reads_probability(self) -> bool:
         """Whether scores have to be cross-entropies without label smoothing."""
         return self.bound == "probability"
 
+    def bounds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See `Bound`."""
+        return _BOUNDS[self.bound](scores)
+
     def select(self, request: Request) -> Selection:
         """Keep each level's expected number, a random part of it."""
-        scores, keep, rng = request.scores, request.kept_by_budget, request.rng
-        num_samples = len(scores)
+        scores, rng, num_samples = request.scores, request.rng, len(request)
+        counts = self.summarise(scores)
+        keep = request.keep
+        if keep is None:
+            of_all = counts if request.summary is None else request.summary
+            keep = self._free(of_all, counts)
         if keep == num_samples:
             return Selection.full(num_samples)
-        counts = histogram(scores)
-        bins = np.flatnonzero(counts)
-        sizes = np.append(counts[bins], num_samples - counts.sum())  # the last: without a score
+        bins, sizes, bounds = self._bins(counts)
         floor = min(self.floor, keep / num_samples)
-        middles = bin_middles()[bins]
-        bounds = _BOUNDS[self.bound](np.maximum(middles, 0.0))
-        probabilities = keep_probabilities(self._claims(bounds), sizes, keep, floor)
+        probabilities = least_probabilities(
+            self._claims(bounds), floor, lambda p: float(p @ sizes) > keep
+        )
         # Levels of nearly equal probability, and in each the mean of it; the last is that of 1.
         place = np.log(probabilities / floor) / -math.log(floor)
         level_of_bin = 1 + np.rint(place * (_LEVELS - 2)).astype(np.uint8)
@@ -138,6 +153,44 @@ class ProportionalSampling(Policy):
         left_out = float((1.0 - probabilities) @ mass / mass.sum())
         return Selection(weights, level, threshold, mass_left_out=left_out)
 
+    def summarise(self, scores: FloatArray) -> NDArray[np.float64]:
+        """(2**16 + 1,) numbers of scores in the bins of a histogram; at the end, of the others."""
+        counts = histogram(scores)
+        return np.append(counts, len(scores) - counts.sum())
+
+    def _free(self, of_all: NDArray[np.float64], counts: NDArray[np.float64]) -> int:
+        """How many of the samples with these counts are to be kept where no budget says it.
+
+        Args:
+            of_all: counts of all samples, which decide what may be left out.
+            counts: of those of this rank.
+        """
+        bins, sizes, bounds = self._bins(of_all)
+        mass = _masses(bounds, sizes)
+        most = self.tolerance * float(mass.sum())
+        claims, hardest = (
+            self._claims(bounds),
+            np.append(bounds >= min(self.ceiling, bounds.max(initial=0.0)), True),
+        )
+        probabilities = least_probabilities(
+            claims,
+            self.floor,
+            lambda p: float((1.0 - p) @ mass) <= most and bool((p[hardest] == 1.0).all()),
+        )
+        own = np.append(counts[bins], counts[-1])
+        return max(1, math.ceil(float(probabilities @ own) - _SMALL))
+
+    def _bins(
+        self, counts: NDArray[np.float64]
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+        """(K,) bins with scores, (K + 1,) numbers of samples, (K,) bounds on their gradients.
+
+        The last number is that of the samples without a score.
+        """
+        bins = np.flatnonzero(counts[:-1])
+        bounds = self.bounds(np.maximum(bin_middles()[bins], 0.0))
+        return bins, np.append(counts[bins], counts[-1]), bounds
+
     def min_keep(self, num_samples: int) -> int:
         """The part `floor` of them."""
         return max(1, math.ceil(num_samples * self.floor))
@@ -157,26 +210,25 @@ def _masses(bounds: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[
     return each * sizes
 
 
-def keep_probabilities(
-    claims: NDArray[np.float64], sizes: NDArray[np.float64], keep: int, floor: float
+def least_probabilities(
+    claims: NDArray[np.float64], floor: float, enough: Callable[[NDArray[np.float64]], bool]
 ) -> NDArray[np.float64]:
-    """Keep probabilities clip(c * claim, floor, 1), with c such that `keep` are expected.
+    """Keep probabilities clip(c * claim, floor, 1), with the smallest c that is enough.
 
     Args:
         claims: (K,) positive.
-        sizes: (K,) numbers of samples that have them.
-        keep: at most their sum, at least floor times that.
         floor: in (0, 1].
+        enough: of (K,) probabilities; if it holds, it holds with any larger c.
 
     Returns:
-        (K,) in (0, 1]; their sum over all samples is `keep`, but for rounding errors.
+        (K,) in (0, 1].
     """
     low, high = floor / claims.max(), 1.0 / claims.min()
     for _ in range(_BISECTIONS):
         c = math.sqrt(low * high)
         if c in (low, high):
             break
-        if float(np.clip(c * claims, floor, 1.0) @ sizes) > keep:
+        if enough(np.clip(c * claims, floor, 1.0)):
             high = c
         else:
             low = c

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from infobatch._core.policy import Memory, Policy, Request, Visits
 from infobatch._core.selection import Selection
 
@@ -37,6 +40,10 @@ class Wrapper(Policy):
     def reads_probability(self) -> bool:
         """As the policy inside."""
         return self.policy.reads_probability
+
+    def bounds(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """As the policy inside."""
+        return self.policy.bounds(scores)
 
     @property
     def columns(self) -> Mapping[str, float]:

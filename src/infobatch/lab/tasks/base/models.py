@@ -137,34 +137,46 @@ def convnext_tiny(images: Images, width: int) -> nn.Module:
     return GlobalPoolClassifier(trunk, 2 * width, images.classes)
 
 
-def airbench(images: Images, width: int) -> nn.Module:
+class Airbench(nn.Sequential):
     """Seven convolutions in the manner of airbench (Jordan, 2024, arXiv 2404.00498).
 
-    498 thousand parameters at width 32, which is half of the width there. The first layer is
-    learned here, and does not whiten; batch normalisation has its usual scales.
+    498 thousand parameters at width 32, which is half of the width there. Batch normalisation has
+    its usual scales.
     """
-    widths = (24, width, 4 * width, 4 * width)
-    groups = (
-        layer
-        for inputs, outputs in pairwise(widths)
-        for layer in (
-            _nearly_identity(inputs, outputs),
-            nn.MaxPool2d(2, ceil_mode=images.size < 9),  # at least a pixel is left after three
-            nn.BatchNorm2d(outputs),
-            nn.GELU(),
-            _nearly_identity(outputs, outputs),
-            nn.BatchNorm2d(outputs),
-            nn.GELU(),
+
+    def __init__(self, images: Images, width: int) -> None:
+        widths = (8 * images.channels, width, 4 * width, 4 * width)
+        groups = (
+            layer
+            for inputs, outputs in pairwise(widths)
+            for layer in (
+                _nearly_identity(inputs, outputs),
+                nn.MaxPool2d(2, ceil_mode=images.size < 9),  # at least a pixel is left after three
+                nn.BatchNorm2d(outputs),
+                nn.GELU(),
+                _nearly_identity(outputs, outputs),
+                nn.BatchNorm2d(outputs),
+                nn.GELU(),
+            )
         )
-    )
-    return nn.Sequential(
-        nn.Conv2d(images.channels, widths[0], 2),
-        nn.GELU(),
-        *groups,
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(widths[-1], images.classes),
-    )
+        super().__init__(
+            nn.Conv2d(images.channels, widths[0], 2),
+            nn.GELU(),
+            *groups,
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(widths[-1], images.classes),
+        )
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Let the first layer whiten 2x2 patches of these images (B, C, H, W), and stay so."""
+        layer = cast(nn.Conv2d, self[0])
+        patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).flatten(3)
+        variances, directions = torch.linalg.eigh(patches.flatten(0, 2).T.cov())
+        filters = (directions / (variances + 1e-3).sqrt()).T.unflatten(1, (-1, 2, 2)).flip(0)
+        layer.weight.copy_(torch.cat([filters, -filters]))
+        layer.weight.requires_grad_(False)
 
 
 def _nearly_identity(inputs: int, outputs: int) -> nn.Conv2d:
@@ -181,7 +193,7 @@ MODELS: dict[str, tuple[Factory, int]] = {
     "cifar-cnn": (cifar_cnn, 16),
     "vit-tiny": (vit_tiny, 64),
     "convnext-tiny": (convnext_tiny, 32),
-    "airbench": (airbench, 32),
+    "airbench": (Airbench, 32),
     "resnet18": (resnet18, 64),
     "resnet50": (resnet50, 64),
 }

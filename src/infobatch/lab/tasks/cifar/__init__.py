@@ -13,12 +13,13 @@ from torch import nn
 from infobatch.lab.tasks.base.data import TaskData, TensorData
 from infobatch.lab.tasks.base.files import channels_first
 from infobatch.lab.tasks.base.images import ImageInputs, Images, accuracy, cross_entropy, picture
-from infobatch.lab.tasks.base.models import ADAPTIVE, MODELS, build_model
+from infobatch.lab.tasks.base.models import ADAPTIVE, MODELS, Airbench, build_model
 from infobatch.lab.tasks.base.task import Task
 from infobatch.lab.tasks.cifar.human_labels import read_human_labels
 from infobatch.lab.tasks.cifar.reader import read_cifar
 
 Colour = tuple[float, float, float]
+_WHITENED = 5000  # images whose patches the first layer of airbench is made for
 
 
 def cifar_task(classes: int, mean: Colour, std: Colour) -> Task:
@@ -26,6 +27,7 @@ def cifar_task(classes: int, mean: Colour, std: Colour) -> Task:
 
     Augmented as in the InfoBatch paper: crops of the image reflect-padded by 4 pixels, and flips.
     """
+    standard = ImageInputs(mean, std, crop_padding=4, flip=True)
 
     def load(data_dir: Path | None) -> TensorData:
         arrays = read_cifar(data_dir, classes=classes)
@@ -38,8 +40,12 @@ def cifar_task(classes: int, mean: Colour, std: Colour) -> Task:
         )
 
     def build(name: str, width: int | None, data: TaskData) -> nn.Module:
-        rows, _ = data.samples(torch.tensor([0]))
-        return build_model(name, Images(channels=3, classes=classes, size=rows.shape[-1]), width)
+        rows, _ = data.samples(torch.arange(min(_WHITENED, len(data))))
+        images = Images(channels=3, classes=classes, size=rows.shape[-1])
+        model = build_model(name, images, width)
+        if isinstance(model, Airbench):
+            model.whiten(standard.inputs(rows, None))
+        return model
 
     return Task(
         name=f"cifar{classes}",
@@ -52,7 +58,7 @@ def cifar_task(classes: int, mean: Colour, std: Colour) -> Task:
         load=load,
         build=build,
         models=tuple(MODELS),
-        prepare=ImageInputs(mean, std, crop_padding=4, flip=True),
+        prepare=standard,
         strong=ImageInputs(mean, std, crop_padding=4, flip=True, erase=16, contrast=0.4),
         human_labels=read_human_labels if classes == 10 else None,
         optimizer="sgd",
