@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader
 
 from infobatch import InfoBatch
 from infobatch.errors import InfoBatchError, LossError
-from infobatch.losses import batch_mean, class_weighted, el2n, mixed, per_sample
+from infobatch.losses import (
+    batch_mean,
+    class_weighted,
+    el2n,
+    mixed,
+    output_gradient_norms,
+    per_sample,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -532,15 +539,71 @@ def test_el2n_from_learned_to_sure_of_another_class():
     ("logits", "labels"),
     [
         (torch.rand(4, 3, 2), torch.zeros(4, dtype=torch.long)),
+        (torch.rand(4), torch.zeros(4, dtype=torch.long)),
         (torch.rand(4, 3), torch.zeros(3, dtype=torch.long)),
         (torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long)),
     ],
 )
 def test_el2n_of_other_shapes_is_refused_with_the_remedy(logits, labels):
     with pytest.raises(
-        LossError, match=r"logits \(B, C\) and class numbers \(B,\), got .* for dense"
+        LossError, match=r"logits \(B, C\) and class numbers \(B,\), .*transpose\(1, 2\)"
     ):
         el2n(logits, labels)
+
+
+def test_el2n_of_maps_is_pooled_over_the_positions_that_count():
+    logits, labels = 2 * torch.randn(5, 4, 6, 3), torch.randint(4, (5, 6, 3))
+    labels[1, :3] = labels[2] = -100
+    score = el2n(logits, labels)
+    for row in range(5):
+        counts = labels[row] != -100
+        each = el2n(logits[row].movedim(0, -1)[counts], labels[row][counts])
+        expected = each.square().mean().sqrt() if counts.any() else torch.tensor(0.0)
+        torch.testing.assert_close(score[row], expected)
+    again = el2n(logits, torch.where(labels == -100, 7, labels), ignore_index=7)
+    torch.testing.assert_close(again, score)
+
+
+# ------------------------------------------------------------------ output_gradient_norms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_output_gradient_norms_are_those_of_each_sample_alone(dtype):
+    model = torch.nn.Linear(6, 8).to(dtype)
+    inputs, targets = torch.randn(5, 6, dtype=dtype), torch.randn(5, 8, dtype=dtype)
+    outputs = model(inputs).unflatten(1, (2, 4))
+    losses = (outputs.flatten(1) - targets).abs().pow(1.5).mean(1)
+    norms = output_gradient_norms(losses, outputs)
+    assert norms.dtype == torch.float32
+    assert not norms.requires_grad
+    for row in range(5):
+        alone = outputs[row].detach().clone().requires_grad_()
+        loss = (alone.flatten() - targets[row]).abs().pow(1.5).mean()
+        (gradient,) = torch.autograd.grad(loss, alone)
+        torch.testing.assert_close(norms[row], gradient.float().norm(), rtol=1e-2, atol=1e-3)
+    losses.mean().backward()  # the graph is still there
+    assert model.weight.grad is not None
+
+
+def test_output_gradient_norms_of_cross_entropies_are_el2n():
+    logits = torch.randn(9, 4).requires_grad_()
+    labels = torch.randint(4, (9,))
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(output_gradient_norms(losses, logits), el2n(logits, labels))
+
+
+def test_output_gradient_norms_without_a_graph_are_refused():
+    outputs = torch.randn(4, 3, requires_grad=True)
+    losses = outputs.square().mean(1)
+    for arguments, complaint in (
+        ((losses.detach(), outputs), "with their graph"),
+        ((losses, outputs.detach()), "with their graph"),
+        ((losses, torch.randn(4, 3, requires_grad=True)), "do not depend on these outputs"),
+        ((losses, outputs[:2]), "those of 4 samples"),
+        ((losses.mean(), outputs), r"losses of shape \(B,\)"),
+    ):
+        with pytest.raises(LossError, match=complaint):
+            output_gradient_norms(*arguments)
 
 
 def test_a_loss_error_is_caught_as_value_error_and_as_the_library_s_own():

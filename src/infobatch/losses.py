@@ -229,17 +229,19 @@ def _holds_integers(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+def el2n(logits: Tensor, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
     """Norm of the gradient of each sample's cross-entropy at its logits: the EL2N score.
 
     |softmax(logits) - one_hot(label)|, from 0 where a sample is learned to sqrt(2) where the model
-    is sure of another class. For `pruner.update(losses, scores=el2n(logits, labels))`: a score
-    that is a gradient norm, and does not depend on label smoothing or class weights. Source:
-    Paul et al., 2021, arXiv 2107.07075, section 2.2, at any epoch and not averaged over models.
+    is sure of another class; of tokens and maps the root of its mean square over the positions that
+    count, 0 where none does. For `pruner.update(losses, scores=el2n(logits, labels))`: a score that
+    is a gradient norm, and does not depend on label smoothing or class weights. Source: Paul et
+    al., 2021, arXiv 2107.07075, section 2.2, at any epoch and not averaged over models.
 
     Args:
-        logits: (B, C) any float dtype.
-        labels: (B,) int64 class numbers.
+        logits: (B, C) or (B, C, ...) any float dtype, as `F.cross_entropy` takes them.
+        labels: (B) or (B, ...) int64 class numbers.
+        ignore_index: the label of positions that do not count.
 
     Returns:
         (B,) float32, without gradient.
@@ -247,14 +249,62 @@ def el2n(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         LossError: the shapes are others.
     """
-    if logits.dim() != 2 or labels.shape != logits.shape[:1] or not logits.is_floating_point():
+    fits = logits.dim() > 1 and labels.shape == (*logits.shape[:1], *logits.shape[2:])
+    if not fits or not logits.is_floating_point():
         raise LossError(
-            "el2n needs logits (B, C) and class numbers (B,), got "
-            f"{logits.dtype} of shape {tuple(logits.shape)} and {tuple(labels.shape)}; for dense "
-            "maps take the losses as scores"
+            "el2n needs logits (B, C) and class numbers (B,), or (B, C, ...) and (B, ...), got "
+            f"{logits.dtype} of shape {tuple(logits.shape)} and {tuple(labels.shape)}; of token "
+            "logits (B, T, C) pass logits.transpose(1, 2)"
         )
+    counts = labels != ignore_index
     errors = logits.float().softmax(dim=1)
-    rows = torch.arange(len(labels), device=logits.device)
-    errors[rows, labels] -= 1.0
-    norms: Tensor = torch.linalg.vector_norm(errors, dim=1)
+    targets = torch.where(counts, labels, 0)[:, None]
+    errors.scatter_add_(1, targets, errors.new_full((), -1.0).expand(targets.shape))
+    squares = errors.square_().sum(dim=1).masked_fill_(~counts, 0.0)
+    if squares.dim() > 1:
+        squares = squares.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
+    norms: Tensor = squares.sqrt_()
+    return norms
+
+
+def output_gradient_norms(losses: Tensor, outputs: Tensor) -> Tensor:
+    """Norm of the gradient of each sample's loss at what the model gave for it.
+
+    For losses of any kind, as a score that is a gradient norm:
+
+        outputs = model(x)
+        losses = F.multi_margin_loss(outputs, y, reduction="none")
+        loss = pruner.update(losses, scores=output_gradient_norms(losses, outputs))
+
+    It takes a backward pass from the losses to the outputs, and none through the model. For
+    `ProportionalSampling(bound="loss", ceiling=float("inf"))`, which keeps samples in proportion
+    to a power of it. For cross-entropies `el2n` is the same without that pass.
+
+    Args:
+        losses: (B,) any float dtype, each of its own sample's outputs alone.
+        outputs: (B, ...) what they were computed from, with the graph that leads to them.
+
+    Returns:
+        (B,) float32, without gradient.
+
+    Raises:
+        LossError: other shapes, or the losses do not depend on these outputs.
+    """
+    _check_losses("output_gradient_norms", losses)
+    if outputs.dim() == 0 or len(outputs) != len(losses):
+        raise LossError(
+            f"outputs must be those of {len(losses)} samples, (B, ...), got {tuple(outputs.shape)}"
+        )
+    if not (losses.requires_grad and outputs.requires_grad):
+        raise LossError(
+            "output_gradient_norms needs losses and outputs with their graph: call it in training, "
+            "outside torch.no_grad() and before detach()"
+        )
+    (gradient,) = torch.autograd.grad(losses.sum(), outputs, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise LossError(
+            "the losses do not depend on these outputs; pass the very tensor that the criterion "
+            "was given"
+        )
+    norms: Tensor = torch.linalg.vector_norm(gradient.float().flatten(1), dim=1)
     return norms
