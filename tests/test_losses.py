@@ -19,6 +19,7 @@ from infobatch.losses import (
     mixed,
     output_gradient_norms,
     per_sample,
+    soft_target_score,
 )
 
 NAN, INF = float("nan"), float("inf")
@@ -562,6 +563,59 @@ def test_el2n_of_maps_is_pooled_over_the_positions_that_count():
         torch.testing.assert_close(score[row], expected)
     again = el2n(logits, torch.where(labels == -100, 7, labels), ignore_index=7)
     torch.testing.assert_close(again, score)
+
+
+# ------------------------------------------------------------------ soft_target_score
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_soft_target_score_of_a_class_is_its_cross_entropy(dtype):
+    logits, labels = torch.randn(50, 7).to(dtype), torch.randint(7, (50,))
+    score = soft_target_score(logits, labels)
+    assert score.dtype == torch.float32
+    plain = F.cross_entropy(logits.float(), labels, reduction="none")
+    torch.testing.assert_close(score, plain, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_the_soft_target_score_is_zero_where_the_model_gives_the_target(smoothing):
+    targets = torch.rand(9, 4).softmax(1)
+    learned = ((1 - smoothing) * targets + smoothing / 4).log() + 5.0
+    score = soft_target_score(learned, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(score, torch.zeros(9), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("soft", [True, False])
+def test_the_soft_target_score_bounds_the_gradient_at_the_logits(smoothing, soft):
+    logits = (3 * torch.randn(40, 6)).requires_grad_()
+    targets = torch.rand(40, 6).softmax(1) if soft else torch.randint(6, (40,))
+    loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    score = soft_target_score(logits, targets, label_smoothing=smoothing)
+    distance = -torch.expm1(-score)
+    torch.testing.assert_close(distance, gradient.abs().sum(1) / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_a_soft_target_score_is_finite_where_the_model_is_sure_of_another_class():
+    score = soft_target_score(torch.tensor([[-200.0, 200.0]]), torch.tensor([0]))
+    assert 15 < float(score) < 17
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "complaint"),
+    [
+        (torch.rand(4, 3), torch.zeros(3, dtype=torch.long), r"logits \(B, C\)"),
+        (torch.rand(4, 3), torch.rand(4, 2), r"logits \(B, C\)"),
+        (torch.rand(4, 3, 2), torch.zeros(4, dtype=torch.long), r"logits \(B, C\)"),
+        (torch.zeros(4, 3, dtype=torch.long), torch.zeros(4, dtype=torch.long), "int64"),
+    ],
+)
+def test_a_soft_target_score_of_other_shapes_is_refused(logits, targets, complaint):
+    with pytest.raises(LossError, match=complaint):
+        soft_target_score(logits, targets)
+    with pytest.raises(ValueError, match="label_smoothing must be"):
+        soft_target_score(torch.rand(4, 3), torch.zeros(4).long(), label_smoothing=1.5)
 
 
 # ------------------------------------------------------------------ output_gradient_norms

@@ -267,6 +267,52 @@ def el2n(logits: Tensor, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
     return norms
 
 
+@torch.no_grad()
+def soft_target_score(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """How far the model's probabilities are from their target, as a score like a cross-entropy.
+
+    -log(1 - d), where d is half of the sum of |q - t| over the classes, with probabilities q and
+    target t: the total variation distance, 0 to 1. For a class number it is the cross-entropy. With
+    label smoothing, or a mixed target, no cross-entropy is near 0; this is, where the model gives
+    just the target. So for `DataPruner` without a policy, which takes 1 - exp(-score) for what
+    bounds a gradient, it is the score to pass: d bounds the gradient at the logits, q - t.
+
+        logits = model(x)
+        losses = F.cross_entropy(logits, y, reduction="none", label_smoothing=0.1)
+        scores = soft_target_score(logits, y, label_smoothing=0.1)
+        loss = pruner.update(losses, scores=scores)
+
+    Args:
+        logits: (B, C) any float dtype.
+        targets: (B,) int64 class numbers, or (B, C) probabilities.
+        label_smoothing: of the loss, in [0, 1].
+
+    Returns:
+        (B,) float32, without gradient, from 0 to 16.
+
+    Raises:
+        LossError: other shapes.
+        ValueError: the smoothing is outside its range.
+    """
+    smoothing = check_fraction("label_smoothing", label_smoothing)
+    is_soft = targets.is_floating_point()
+    shape = logits.shape if is_soft else logits.shape[:1]
+    if logits.dim() != 2 or targets.shape != shape or not logits.is_floating_point():
+        raise LossError(
+            "soft_target_score needs logits (B, C) and class numbers (B,) or probabilities (B, C), "
+            f"got {logits.dtype} of shape {tuple(logits.shape)} and {targets.dtype} of shape "
+            f"{tuple(targets.shape)}"
+        )
+    away = logits.float().softmax(dim=1) - smoothing / logits.shape[1]
+    if is_soft:
+        away -= (1 - smoothing) * targets.float()
+    else:
+        away.scatter_add_(1, targets[:, None], away.new_full((len(away), 1), smoothing - 1))
+    distance = away.abs_().sum(dim=1).mul_(0.5).clamp_(max=1 - 1e-7)
+    scores: Tensor = distance.neg_().log1p_().neg_()
+    return scores
+
+
 def output_gradient_norms(losses: Tensor, outputs: Tensor) -> Tensor:
     """Norm of the gradient of each sample's loss at what the model gave for it.
 

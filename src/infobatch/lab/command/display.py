@@ -91,6 +91,8 @@ def show(console: Console, comparison: Comparison) -> None:
         style="dim",
         highlight=False,
     )
+    if comparison.outlook:
+        console.print(comparison.outlook, highlight=False)
 
 
 _PARTS = (

@@ -80,6 +80,7 @@ def _section(
         "margin": f"{settings.margin:g}",
         "seeds": len(comparison.seeds),
         "headline": headline(comparison),
+        "outlook": comparison.outlook,
         "rows": [
             (list(zip(COLUMNS, cells(row), strict=True)), row.verdict.partition(" ")[0])
             for row in comparison.rows

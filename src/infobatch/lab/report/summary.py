@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from infobatch._core.history import NO_HEADROOM
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE, all_arms, base_name
 from infobatch.lab.errors import LabError
 from infobatch.lab.report.stats import PairedDifference, paired_difference, sample_std
@@ -87,6 +88,32 @@ class Comparison:
 
     def runs_of(self, arm: str, cost_target: float | None = None) -> list[RunResult]:
         return [run for run in self.runs if (run.arm, run.cost_target) == (arm, cost_target)]
+
+    @property
+    def outlook(self) -> str:
+        """What full data tell of the use of choosing samples; empty where they were not run."""
+        curves = [run.curves for run in self.runs_of(REFERENCE)]
+        if not curves or not all(len(each.headroom) > 1 for each in curves):
+            return ""
+        second, last, repeats = (
+            _mean_known([values[place] for values in found])
+            for found, place in (
+                ([each.headroom for each in curves], 1),
+                ([each.headroom for each in curves], -1),
+                ([each.rank_correlation for each in curves], -1),
+            )
+        )
+        if second is None or last is None or repeats is None:
+            return ""
+        said = (
+            f"Headroom on full data: {second:.0%} after the second epoch, {last:.0%} at the end; "
+            f"rank correlation of losses with those an epoch before: {repeats:.2f}."
+        )
+        if last < NO_HEADROOM:
+            said += (
+                " Samples differ too little for any choice of them to pay: train for fewer epochs."
+            )
+        return said
 
     @property
     def metric(self) -> Metric:

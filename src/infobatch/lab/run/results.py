@@ -54,7 +54,10 @@ class Curves:
         mean_loss: mean training loss; None if it was not finite.
         metric: on the test set; None where it was not evaluated.
         samples: sample passes since the start.
-        seconds: wall seconds since the start; empty in results from before they were kept.
+        seconds: wall seconds since the start.
+        headroom, rank_correlation: see `EpochRecord`; None where they are not known.
+
+    Those from `seconds` on are empty in results from before they were kept.
     """
 
     kept: list[int] = field(default_factory=list)
@@ -63,6 +66,8 @@ class Curves:
     metric: list[float | None] = field(default_factory=list)
     samples: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    headroom: list[float | None] = field(default_factory=list)
+    rank_correlation: list[float | None] = field(default_factory=list)
 
 
 @dataclass

@@ -28,7 +28,8 @@ from infobatch.lab.run.results import Cost, Curves
 from infobatch.lab.run.settings import Settings
 from infobatch.lab.tasks.base.data import Batch, TaskData, call, take
 from infobatch.lab.tasks.base.task import Outcome, Task
-from infobatch.losses import batch_mean, el2n
+from infobatch.losses import batch_mean, el2n, soft_target_score
+from infobatch.policies import FullData
 from infobatch.schedule import ProgressScheduler
 
 Watch = Callable[[Tensor, Any, Any], None]
@@ -89,6 +90,8 @@ class TrainingRun:
         self.scheduler = ProgressScheduler(
             build_schedule(self.optimizer, settings, steps), self.pruner, total_steps=steps
         )
+        policy = self.pruner.policy  # full data have scores for the headroom alone
+        self._needs_scores = policy.reads_probability or isinstance(policy, FullData)
         self.observer = Observer(self.epochs, settings.delta, len(data))
         self.cost = Cost()
         self.curves = Curves()
@@ -123,6 +126,8 @@ class TrainingRun:
         self.curves.kept.append(record.kept)
         self.curves.threshold.append(_finite(record.threshold))
         self.curves.mean_loss.append(_finite(record.mean_loss))
+        self.curves.headroom.append(_finite(record.headroom))
+        self.curves.rank_correlation.append(_finite(record.rank_correlation))
         self.outcome = ranks.on_first(lambda: self.task.evaluate(self)) if due else None
         self.curves.metric.append(None if self.outcome is None else self.outcome.metric)
         self.curves.samples.append(self.cost.passes)
@@ -184,10 +189,12 @@ class TrainingRun:
         losses = self.task.loss(outputs, targets, smoothing)
         if self.task.rank is not None:
             return losses, self.task.rank(outputs, targets).detach()
-        if smoothing and self.pruner.policy.reads_probability:
-            with torch.no_grad():
-                return losses, self.task.loss(outputs, targets, 0.0)
-        return losses, None
+        if not smoothing or not self._needs_scores:
+            return losses, None
+        if self.task.by_class_logits:
+            return losses, soft_target_score(outputs, targets, label_smoothing=smoothing)
+        with torch.no_grad():
+            return losses, self.task.loss(outputs, targets, 0.0)
 
     def _choose_in_batch(self, chooser: InBatch, batch: Batch) -> Tensor:
         """Pass the whole pool forward, and train on what is chosen of it."""
