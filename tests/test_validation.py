@@ -53,7 +53,6 @@ SHARED = [  # (argument, bad value, error): of both classes
     ("delta", NAN, ValueError),
     ("delta", INF, ValueError),
     ("delta", "0.5", TypeError),
-    ("delta", None, TypeError),
     ("seed", -1, ValueError),
     ("seed", 2**63, ValueError),
     ("seed", 1.0, TypeError),
@@ -235,6 +234,19 @@ def test_the_ends_of_every_range_are_good(argument, value):
 def test_the_policy_without_one_is_the_same_with_a_budget_and_without():
     assert DataPruner(10, 5).policy == ProportionalSampling()
     assert DataPruner(10, 5, budget=0.8).policy == ProportionalSampling()
+
+
+def test_only_a_run_that_leaves_out_what_hardly_matters_is_pruned_to_its_end():
+    groups = np.arange(100) % 2
+    for pruner in (DataPruner(100, 8), DataPruner(100, 8, groups=groups)):
+        assert pruner.delta == 1.0
+    for pruner in (
+        DataPruner(100, 8, budget=0.8),
+        DataPruner(100, 8, MeanThreshold()),
+        InfoBatch(100, 8),
+    ):
+        assert pruner.delta == 0.875
+    assert DataPruner(100, 8, delta=0.5).delta == 0.5
 
 
 @pytest.mark.parametrize(

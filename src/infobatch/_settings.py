@@ -17,6 +17,7 @@ from infobatch._core.policy import Policy
 from infobatch._core.validation import check_fraction, check_int
 from infobatch.policies import ProportionalSampling, WithinGroups
 from infobatch.policies.groups import check_groups
+from infobatch.policies.wrapper import Wrapper
 
 _T = TypeVar("_T")
 
@@ -162,6 +163,17 @@ def policy_for(
             f"groups must be one integer per sample: {num_samples}, got {len(numbers)}"
         )
     return WithinGroups(policy, numbers)
+
+
+def delta_for(policy: Policy, budget: float | None) -> float:
+    """The part of a run that is pruned where nothing else is said.
+
+    Annealing makes good what pruning has done to the gradient (arXiv 2303.04947, section 3.4); a
+    policy that leaves out only what hardly matters has done nothing: docs/research-log.md, step 14.
+    """
+    while isinstance(policy, Wrapper):
+        policy = policy.policy
+    return 1.0 if budget is None and isinstance(policy, ProportionalSampling) else 0.875
 
 
 def checked_sampler(sampler: Iterable[int] | None) -> Iterable[int] | None:

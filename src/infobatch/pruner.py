@@ -20,7 +20,7 @@ from infobatch._loading.sampler import PlanSampler
 from infobatch._loading.streams import StreamFilter
 from infobatch._ranks.world import Ranks
 from infobatch._run import Run
-from infobatch._settings import Setting, Settings, checked_sampler, policy_for
+from infobatch._settings import Setting, Settings, checked_sampler, delta_for, policy_for
 from infobatch._state.merge import merge
 from infobatch._state.snapshot import Snapshot
 from infobatch._step.compiled import handle, update_in_graph
@@ -60,7 +60,8 @@ class DataPruner:
             what holds next to nothing of the gradient. Its scores are cross-entropies: with label
             smoothing pass `update(losses, scores=...)` those without.
         delta: pruning ends after this fraction of the epochs, in [0, 1]; the full data with
-            weight 1 follows (annealing).
+            weight 1 follows (annealing). None: 0.875; but 1 where `ProportionalSampling` has no
+            budget, as it leaves out nothing that would have to be made good.
         budget: what the whole run may cost, as a fraction of the num_epochs * N sample passes of
             the full run, in (0, 1]; warm-up and annealing are included. It is met within half a
             batch, whatever the losses are. The policy must be one that takes a budget.
@@ -109,7 +110,7 @@ class DataPruner:
         num_epochs: int,
         policy: Policy | None = None,
         *,
-        delta: float = 0.875,
+        delta: float | None = None,
         budget: float | None = None,
         ratio_schedule: RatioSchedule = "constant",
         batch_size: int | None = None,
@@ -124,11 +125,12 @@ class DataPruner:
         sharded: bool = False,
     ) -> None:
         num_samples = length(dataset)
+        policy = policy_for(policy, budget, groups, num_samples)
         settings = self._settings = Settings(
             num_samples,
             num_epochs,
-            policy_for(policy, budget, groups, num_samples),
-            delta,
+            policy,
+            delta_for(policy, budget) if delta is None else delta,
             seed,
             sampler is not None,
             warmup_epochs,

@@ -66,12 +66,12 @@ def adaptive(
     warmup: float = WARMUP_EPOCHS,
     **settings: float | str,
 ) -> ArmRun:
-    """The policy with these settings, without a budget."""
+    """The policy with these settings, without a budget; delta -1: the pruner's own."""
     pruner = DataPruner(
         context.dataset_size,
         context.epochs,
         policy_of(**settings),  # type: ignore[arg-type]
-        delta=context.delta if delta < 0 else delta,
+        delta=None if delta < 0 else delta,
         warmup_epochs=int(warmup),
         score_ema=ema,
         seed=context.seed,
