@@ -13,6 +13,7 @@ import pytest
 from tests.policies.support import ask
 
 from infobatch import policies as p
+from infobatch._core.policy import Request, Visits, new_memory
 from infobatch._core.thinning import thin_to
 from infobatch.errors import PolicyError
 from infobatch.policies.rivals.seta import one_dimensional_k_means
@@ -255,6 +256,53 @@ def test_one_of_each_quantile_range_remains():
 
 
 # ------------------------------------------------------------------ the peers
+
+
+def test_data_dropout_keeps_what_the_model_is_not_sure_of():
+    scores = np.array([0.1, 1.0, 1.3, 5.0, np.nan, np.inf], np.float32)
+    least = -math.log(0.3)  # 1.204
+    selection = ask(p.DataDropout(), scores, 1, rng())
+    assert kept(selection) == {2, 3, 4, 5}
+    assert selection.threshold == pytest.approx(least)
+    assert len(kept(ask(p.DataDropout(at_random=True), scores, 1, rng()))) == 4
+    drawn = [
+        frozenset(kept(ask(p.DataDropout(at_random=True), scores, 1, rng(s)))) for s in range(9)
+    ]
+    assert len(set(drawn)) > 3
+    assert kept(ask(p.DataDropout(), np.array([0.1, 0.3, 0.2], np.float32), 1, rng())) == {1}
+
+
+def of_trajectories(policy, trajectories):
+    """The memory of a policy that has seen these losses (N, T) one epoch after the other."""
+    memory = new_memory(policy.columns, len(trajectories))
+    for losses in trajectories.T:
+        rows = np.arange(len(losses))
+        policy.remember(memory, Visits(rows, losses.astype(np.float32), [len(losses)]))
+    return memory
+
+
+@pytest.mark.parametrize("clean", [None, np.arange(5)])
+def test_align_prune_prunes_what_goes_its_own_way(clean):
+    falling = np.linspace(3.0, 0.5, 14) + np.random.default_rng(0).normal(0, 0.1, (60, 14))
+    wandering = np.random.default_rng(1).normal(3.0, 0.3, (40, 14))
+    policy = p.AlignPrune(p.BudgetThreshold(), clean=clean)
+    memory = of_trajectories(policy, np.concatenate([falling, wandering]))
+    alignment = policy.alignment(memory)
+    assert alignment[:60].min() > 0.9
+    assert alignment[60:].max() < 0.8
+    request = Request(np.zeros(100, np.float32), 14, 30, rng(), 75, memory)
+    assert set(range(60)) <= kept(policy.select(request))
+
+
+def test_the_alignment_is_pearson_s_of_the_last_losses():
+    trajectories = np.random.default_rng(0).normal(size=(20, 9))
+    policy = p.AlignPrune(clean=np.arange(20), window=4)
+    found = policy.alignment(of_trajectories(policy, trajectories))
+    last = trajectories[:, -4:].astype(np.float32)
+    expected = [np.corrcoef(row, last.mean(0))[0, 1] for row in last]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    too_few = policy.alignment(of_trajectories(policy, trajectories[:, :3]))
+    assert np.isnan(too_few).all()
 
 
 def test_rs2_without_replacement_sees_all_before_any_twice():
@@ -621,6 +669,9 @@ def test_evolved_sampling():
         (lambda: p.SeTa(groups=0), "groups must be at least 1"),
         (lambda: p.OrderDP(pool_ratio=0.0), "pool_ratio must be above 0"),
         (lambda: p.RePB(1.0), "drop_probability must be in"),
+        (lambda: p.DataDropout(1.5), "threshold must be in"),
+        (lambda: p.AlignPrune(window=2), "window must be at least 3"),
+        (lambda: p.AlignPrune(clean=np.ones(3)), "clean must be indices of samples"),
         (lambda: p.ProportionalSampling("odds"), "bound must be one of"),
         (lambda: p.ProportionalSampling(power=-1), "power must be"),
         (lambda: p.ProportionalSampling(floor=0), "floor must be above 0"),

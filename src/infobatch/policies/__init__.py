@@ -22,6 +22,8 @@ from infobatch.policies.infobatch import (
 )
 from infobatch.policies.proportional import ProportionalSampling
 from infobatch.policies.random import RandomSubset
+from infobatch.policies.rivals.align_prune import AlignPrune
+from infobatch.policies.rivals.data_dropout import DataDropout
 from infobatch.policies.rivals.epsilon_greedy import EpsilonGreedy
 from infobatch.policies.rivals.es import ES
 from infobatch.policies.rivals.ies import IES
@@ -40,10 +42,12 @@ __all__ = [
     "PAPER_QUANTILES",
     "RS2",
     "UCB",
+    "AlignPrune",
     "BatchPolicy",
     "BatchSelection",
     "BudgetThreshold",
     "CappedWeights",
+    "DataDropout",
     "EpsilonGreedy",
     "FixedSubset",
     "FullData",
