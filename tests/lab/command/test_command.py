@@ -126,7 +126,10 @@ def test_an_arm_at_equal_cost_brings_the_run_that_it_depends_on(tmp_path):
     ("arguments", "message"),
     [
         (["--task", "mnist"], f"unknown task 'mnist'; choose from: {', '.join(all_tasks())}"),
-        (["--arms", "full,best"], "unknown arm 'best'; choose from: full, adaptive, align-prune, bls, "),
+        (
+            ["--arms", "full,best"],
+            "unknown arm 'best'; choose from: full, adaptive, align-prune, bls, ",
+        ),
         (["--cost", "60"], "--cost must be fractions of the full run in (0, 1]"),
         (["--cost", "half"], "--cost must be fractions of the full run in (0, 1]"),
         (["--cost", "0.2", "--arms", "infobatch-budget"], "infobatch-budget at cost 0.2: budget"),

@@ -102,6 +102,14 @@ def compare(
             metavar="NAME=VALUE", help="A setting that the task alone has; may come several times."
         ),
     ] = None,
+    gradient_samples: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="After each full run, the true gradients of so many training samples: their "
+            "headroom, and how losses rank them. Default: 0, none.",
+        ),
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes CUDA if there.")] = "auto",
     **settings: Any,
 ) -> None:
@@ -152,6 +160,7 @@ def compare(
                     costs=costs,
                     out=folder / name,
                     listener=listener,
+                    gradient_samples=gradient_samples,
                 )
         if ranks.rank() == 0:
             _show(console, results, folder, [folder / name for name in variants])

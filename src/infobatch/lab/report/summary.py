@@ -220,7 +220,11 @@ def _row(runs: Runs, reference: Runs, control: Runs, metric: Metric, margin: flo
         reached=len(reached),
         cost_to_target=_mean_known([cost for cost, _ in reached]),
         wall_to_target=_mean_known([wall for _, wall in reached]),
-        more={name: sum(run.more[name] for run in values) / len(values) for name in first.more},
+        more={
+            name: sum(run.more[name] for run in values) / len(values)
+            for name in first.more
+            if all(name in run.more for run in values)
+        },
     )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from infobatch import DataPruner
-from infobatch.lab.arms import COST
+from infobatch.lab.arms import COST, REFERENCE
 from infobatch.lab.arms.base import Arm, ArmContext, ArmRun
 from infobatch.lab.errors import LabError
 from infobatch.lab.run import environment, ranks
+from infobatch.lab.run.gradients import true_headroom
 from infobatch.lab.run.proxy import run_proxy
 from infobatch.lab.run.results import ResultsFile, RunResult, run_label
 from infobatch.lab.run.settings import Settings
@@ -50,6 +51,7 @@ def compare(
     costs: Sequence[float] = (),
     out: Path,
     listener: Listener,
+    gradient_samples: int = 0,
 ) -> list[RunResult]:
     """Run every arm with every seed, and return all results.
 
@@ -65,6 +67,7 @@ def compare(
         costs: fractions of the full-data run's cost; without any, arms match `infobatch`.
         out: holds results.jsonl and the checkpoints of runs under way.
         listener: is told of every epoch and run.
+        gradient_samples: after each run of full data, see `true_headroom` of so many; 0: do not.
     """
     if settings.batch_size % ranks.count():
         raise LabError(
@@ -81,7 +84,10 @@ def compare(
             result = results.find(arm.name, cost, seed)
             reused = result is not None
             if result is None:
-                result = _run(task, data, settings, arm, cost, seed, results, out, listener)
+                samples = gradient_samples if arm.name == REFERENCE else 0
+                result = _run(
+                    task, data, settings, arm, cost, seed, results, out, listener, samples
+                )
                 results.add(result)
                 if ranks.rank() == 0:
                     for path in (out / "checkpoints").glob(f"{result.label}-{seed}.*"):
@@ -110,6 +116,7 @@ def _run(
     results: ResultsFile,
     out: Path,
     listener: Listener,
+    gradient_samples: int,
 ) -> RunResult:
     size, labels = len(data), data.labels
     told = cost
@@ -158,6 +165,9 @@ def _run(
             saved = time.monotonic()
         listener.epoch_ended(report)
     assert run.outcome is not None, "the last epoch is always evaluated"
+    more = dict(run.outcome.more)
+    if gradient_samples:
+        more |= true_headroom(run, gradient_samples)
     return RunResult(
         arm=arm.name,
         seed=seed,
@@ -176,7 +186,7 @@ def _run(
         hardware=environment.hardware(run.device),
         commit=environment.commit(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        more=dict(run.outcome.more),
+        more=more,
         judged_by=task.metric,
     )
 
