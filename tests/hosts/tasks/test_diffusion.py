@@ -20,6 +20,7 @@ from infobatch.lab.tasks.base.data import TensorData
 from infobatch.lab.tasks.diffusion import denoising
 from infobatch.lab.tasks.diffusion.denoising import (
     LEVELS,
+    TIMESTEPS,
     build_denoiser,
     frechet_distance,
     level_of,
@@ -337,3 +338,49 @@ def test_widths_and_sizes_that_do_not_fit_are_refused():
 def test_the_large_model_is_that_of_ho_et_al():
     model = build_denoiser("unet-ddpm", channels=3, side=32, width=None)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(35.7e6, rel=0.01)
+
+
+def denoiser(sampling):
+    torch.manual_seed(0)
+    return build_denoiser("unet-small", channels=1, side=8, width=8, sampling=sampling).double()
+
+
+def drawn(model, monkeypatch):
+    """What each evenly drawn timestep becomes in training, and its weight."""
+    seen = []
+    monkeypatch.setattr(
+        model.noising, "add_noise", lambda images, noise, t: seen.append(t) or images
+    )
+    images = torch.zeros(TIMESTEPS, 1, 8, 8).double()
+    outputs = model(images, images, torch.arange(TIMESTEPS))
+    return seen[0], outputs["importance"]
+
+
+def test_importance_draws_timesteps_by_their_losses_and_makes_good_for_it(monkeypatch):
+    model = denoiser("importance").train()
+    timesteps, importance = drawn(model, monkeypatch)
+    assert torch.equal(timesteps, torch.arange(TIMESTEPS))  # nothing is known yet
+    assert (importance == 1).all()
+    size = torch.linspace(1.0, 0.1, LEVELS)
+    model.level_square.copy_(size.square())
+    model.level_weight.fill_(1.0)
+    timesteps, importance = drawn(model, monkeypatch)
+    values = torch.rand(TIMESTEPS, generator=torch.Generator().manual_seed(0))
+    smooth = values.sort().values
+    assert float((importance * smooth[timesteps]).mean()) == pytest.approx(
+        float(smooth.mean()), rel=0.02
+    )
+    counts = torch.bincount(level_of(timesteps), minlength=LEVELS)
+    even = torch.bincount(level_of(torch.arange(TIMESTEPS)), minlength=LEVELS)
+    often = counts / even / size
+    assert float(often.max() / often.min()) < 1.3
+
+
+def test_speed_draws_more_where_the_noise_changes_fast_and_weighs_all_alike(monkeypatch):
+    model = denoiser("speed").train()
+    timesteps, importance = drawn(model, monkeypatch)
+    assert (importance == 1).all()
+    early = int((timesteps < 500).sum())
+    assert 520 < early < 900
+    model.eval()
+    assert torch.equal(drawn(model, monkeypatch)[0], torch.arange(TIMESTEPS))

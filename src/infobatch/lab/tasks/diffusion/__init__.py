@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,11 @@ def load(data_dir: Path | None, images: str) -> TensorData:
     )
 
 
-def build(name: str, width: int | None, data: TaskData) -> nn.Module:
+def build(name: str, width: int | None, data: TaskData, sampling: str) -> nn.Module:
     """A U-Net for images of this size."""
     (image,), _ = data.samples(torch.tensor([0]))
-    return build_denoiser(name, channels=image.shape[0], side=image.shape[-1], width=width)
+    channels, side = image.shape[0], image.shape[-1]
+    return build_denoiser(name, channels=channels, side=side, width=width, sampling=sampling)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class NoisyInputs:
 
 
 def loss(outputs: Mapping[str, Tensor], noise: Tensor, _label_smoothing: float) -> Tensor:
-    """Mean squared error of each image's noise, (B,)."""
-    return noise_loss(outputs["noise"], noise)
+    """Mean squared error of each image's noise, (B,), times the weight of its timestep."""
+    return outputs["importance"] * noise_loss(outputs["noise"], noise)
 
 
 def above_usual(outputs: Mapping[str, Tensor], noise: Tensor) -> Tensor:
@@ -104,6 +106,11 @@ OPTIONS = {
         "raw (the loss) or timestep (the loss over what is usual at its level of noise)",
         ("raw", "timestep"),
     ),
+    "timesteps": Option(
+        "uniform",
+        "how they are drawn: uniform; importance (by the losses, with inverse weights); speed",
+        ("uniform", "importance", "speed"),
+    ),
 }
 
 
@@ -112,6 +119,7 @@ def _of_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "load": lambda data_dir: load(data_dir, images),
         "prepare": NoisyInputs(picture_inputs(images)),
+        "build": partial(build, sampling=values["timesteps"]),
         "rank": above_usual if values["score"] == "timestep" else None,
         "thumbnail": PICTURES[images].thumbnail,
     }
@@ -127,7 +135,6 @@ TASK = Task.with_defaults(
     lr=2e-3,
     model="unet-small",
     models=tuple(UNETS),
-    build=build,
     loss=loss,
     evaluate=evaluate,
     metric=Metric("denoising loss", "MSE", higher_is_better=False, margin=0.002, digits=4),
