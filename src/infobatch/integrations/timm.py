@@ -17,6 +17,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import Tensor, nn
 
 from infobatch.integrations.hosts import planned_loader
+from infobatch.losses import soft_target_score
 from infobatch.pruner import DataPruner
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
@@ -56,8 +57,9 @@ class PrunedLoss(nn.Module):
 
     With Mixup or CutMix a sample's score is the loss that it is trained with, against the mixed
     target, and is credited to the sample in whose place the mixture stands. Policies that read
-    probabilities from scores, that of `DataPruner(budget=...)` among them, are given the loss
-    without label smoothing, less the entropy of a mixed target; of a function, what it returns.
+    probabilities from scores, that of `DataPruner` without one among them, are given
+    `soft_target_score`, which is 0 where the model gives just the smoothed and mixed target; of a
+    function, what it returns.
 
     Args:
         criterion: `LabelSmoothingCrossEntropy`, `SoftTargetCrossEntropy`, `BinaryCrossEntropy` or
@@ -80,7 +82,7 @@ class PrunedLoss(nn.Module):
         losses = self.per_sample(output, target)
         scores = None
         if self.pruner.policy.reads_probability and isinstance(self.criterion, nn.Module):
-            scores = _plain_losses(self.criterion, output.detach(), target)
+            scores = _scores(self.criterion, output.detach(), target)
         return self.pruner.update(losses, scores=scores)
 
 
@@ -117,21 +119,20 @@ def per_sample_criterion(criterion: nn.Module | PerSample) -> PerSample:
     return criterion
 
 
-def _plain_losses(criterion: nn.Module, output: Tensor, target: Tensor) -> Tensor:
-    """(B,) losses without label smoothing, less what is the least for the target: 0 if learned.
+def _scores(criterion: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """(B,) scores that are 0 where the model gives just the target, smoothed and mixed as it is.
 
-    So exp(-loss) is the probability that the model gives a class, or, under binary cross-entropy,
+    So exp(-score) is the probability that the model gives a class, or, under binary cross-entropy,
     all classes together.
     """
-    is_soft = target.shape == output.shape
     if isinstance(criterion, BinaryCrossEntropy):
+        is_soft = target.shape == output.shape
         soft = (target if is_soft else F.one_hot(target, output.shape[-1])).float()
         least = -torch.xlogy(soft, soft) - torch.xlogy(1 - soft, 1 - soft)
         losses = F.binary_cross_entropy_with_logits(output.float(), soft, reduction="none")
         return (losses - least).sum(-1)
-    if is_soft:
-        return F.kl_div(output.log_softmax(-1), target, reduction="none").sum(-1)
-    return F.cross_entropy(output, target, reduction="none")
+    smoothing = getattr(criterion, "smoothing", getattr(criterion, "label_smoothing", 0.0))
+    return soft_target_score(output, target, label_smoothing=smoothing)
 
 
 class ProgressUpdates:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from infobatch import DataPruner, InfoBatch
 from infobatch.errors import EpochError, MisalignedUpdateError
 from infobatch.integrations.timm import PrunedLoss, per_sample_criterion, prune_loader
+from infobatch.losses import soft_target_score
 
 PRUNE = [{}, {"budget": 0.7}]
 
@@ -51,7 +52,7 @@ def plain_run(epochs=EPOCHS, accumulate=1, **prune):
             loss = F.cross_entropy(output, y, reduction="none", label_smoothing=0.1)
             scores = None
             if "budget" in prune:
-                scores = F.cross_entropy(output.detach(), y, reduction="none")
+                scores = soft_target_score(output, y, label_smoothing=0.1)
             left = batches - index // accumulate * accumulate
             (pruner.update(loss, scores=scores) / min(accumulate, left)).backward()
             if (index + 1) % accumulate and index + 1 < batches:
@@ -247,21 +248,27 @@ CLASSES = torch.tensor([0, 2, 1])
 @pytest.mark.parametrize(
     ("criterion", "target", "learned", "likelihood"),
     [
-        (LabelSmoothingCrossEntropy(0.1), CLASSES, False, True),
-        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), CLASSES, False, True),
-        (SoftTargetCrossEntropy(), SOFT_LABELS, True, False),
-        (SoftTargetCrossEntropy(), torch.eye(3)[CLASSES], False, True),
-        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), SOFT_LABELS, True, False),
-        (BinaryCrossEntropy(0.1), CLASSES, False, False),
-        (BinaryCrossEntropy(0.1), SOFT_LABELS, True, False),
+        (LabelSmoothingCrossEntropy(0.1), CLASSES, 0.1, False),
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), CLASSES, 0.1, False),
+        (torch.nn.CrossEntropyLoss(), CLASSES, None, True),
+        (SoftTargetCrossEntropy(), SOFT_LABELS, 0.0, False),
+        (SoftTargetCrossEntropy(), torch.eye(3)[CLASSES], None, True),
+        (torch.nn.CrossEntropyLoss(label_smoothing=0.1), SOFT_LABELS, 0.1, False),
+        (BinaryCrossEntropy(0.1), CLASSES, None, False),
+        (BinaryCrossEntropy(0.1), SOFT_LABELS, 0.0, False),
     ],
 )
 def test_a_budget_ranks_by_what_is_left_to_learn(criterion, target, learned, likelihood):
-    """Whatever smoothing and mixing add to the loss of a sample that is learned."""
+    """Whatever smoothing and mixing add to the loss of a sample that is learned.
+
+    `learned`: the model gives just the target, smoothed by so much; None: it gives anything.
+    """
     binary = isinstance(criterion, BinaryCrossEntropy)
     output = torch.randn(3, 3)
-    if learned:
-        output = torch.logit(target).clamp(-30, 30) if binary else target.clamp(min=1e-9).log()
+    if learned is not None:
+        soft = target if target.is_floating_point() else torch.eye(3)[target]
+        soft = (1 - learned) * soft + learned / 3
+        output = torch.logit(soft).clamp(-30, 30) if binary else soft.clamp(min=1e-9).log()
     for prune in ({"budget": 0.6}, {}):
         pruner = pruner_of(3, 2, **prune)
         order = pruner.plan.indices
@@ -272,12 +279,12 @@ def test_a_budget_ranks_by_what_is_left_to_learn(criterion, target, learned, lik
         if not prune:  # the paper's rule
             torch.testing.assert_close(scores, losses)
             continue
-        if learned:
+        if learned is not None:
             torch.testing.assert_close(scores, torch.zeros(3), atol=1e-5, rtol=0)
         if likelihood:
             right = output.softmax(1)[torch.arange(3), CLASSES]
             torch.testing.assert_close((-scores).exp(), right)
-        elif binary and not learned:  # of all classes together
+        elif binary and learned is None:  # of all classes together
             sure = torch.where(F.one_hot(CLASSES, 3).bool(), output, -output).sigmoid()
             torch.testing.assert_close((-scores).exp(), sure.prod(1))
 
