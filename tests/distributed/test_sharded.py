@@ -1,5 +1,7 @@
 """`sharded=True`: every rank keeps the scores of its own samples, and prunes among those."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,27 @@ def test_a_rank_keeps_the_scores_of_its_own_samples_and_trains_on_no_others():
     for record in histories[0]:
         assert record.total == record.trained + (record.total - record.kept) == 1003
         assert record.mean_weight * record.kept == pytest.approx(1003)
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_what_hardly_matters_is_found_over_all_ranks(world_size):
+    """As in one process, up to whole batches; ranks need not have the same share of it."""
+
+    def of_rank(group):
+        pruner = DataPruner(3000, EPOCHS, sharded=True, process_group=group)
+        train(pruner, 8)
+        return pruner.history
+
+    alone = DataPruner(3000, EPOCHS)
+    train(alone, 8 * world_size)
+    histories = in_threads(world_size, of_rank)
+    alike = [[replace(r, threshold=0.0) for r in history] for history in histories]
+    assert len({repr(history) for history in alike}) == 1  # each has a threshold of its own
+    for ours, whole in zip(histories[0], alone.history, strict=True):
+        assert abs(ours.kept - whole.kept) <= 8 * world_size
+        assert ours.mass_left_out == pytest.approx(whole.mass_left_out, abs=0.005)
+        assert ours.headroom == pytest.approx(whole.headroom, abs=1e-6)
+    assert histories[0][2].kept < 0.8 * 3000
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
