@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.support.pages import ROOT, run_script
+from tests.support.pages import ROOT, random_pictures, run_script
 
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ["--size", "8192", "--repeats", "1", "--seconds", "0"]
@@ -117,3 +117,18 @@ gpu.WAYS = (gpu.plain,)
     status, said, _ = gpu_script("--device", "cpu", "--size", "3000", before=before)
     assert status == 1
     assert complaint in said
+
+
+@pytest.mark.slow
+def test_the_comparisons_for_a_gpu_go_on_piece_by_piece(tmp_path):
+    script = BENCHMARKS / "gpu_pieces.py"
+    random_pictures(tmp_path / "data")
+    command = [sys.executable, script, "--smoke", "--device", "cpu", "--out", tmp_path / "out"]
+    command += ["--data-dir", tmp_path / "data"]
+    first = subprocess.run([*command, "--minutes", "0.1"], capture_output=True, text=True)
+    assert first.returncode == 3, first.stderr
+    assert "the time is over" in first.stdout
+    last = subprocess.run([*command, "--minutes", "9"], capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    found = [file.parent.name for file in (tmp_path / "out").glob("*/results.jsonl")]
+    assert len(found) == 4
