@@ -559,7 +559,7 @@ def trainer(results: Measurement) -> str:
     headings = ["precision", "epochs", "stock, MiB", "MiB more", "time of a step over stock"]
     size = results["vocabulary"] * results["tokens"] * 4 / 2**20
     return (
-        "# Transformers' Trainer\n\n"
+        "## Transformers' Trainer\n\n"
         "Its scores are per-token losses beside the loss that the model has computed already. "
         "They are computed some rows at a time, without gradient where all weights are 1. Here in "
         f"a model of two small layers with a vocabulary of {results['vocabulary']:,} and "

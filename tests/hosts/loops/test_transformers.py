@@ -679,6 +679,22 @@ def test_class_weights_at_weight_one_are_stock(tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_trainer_saves_by_itself_what_is_free(tmp_path):
+    class Pruned(InfoBatchMixin, Trainer):
+        pass
+
+    trainer = by_first_token(Pruned, tmp_path, prune=None)
+    trainer = Pruned(
+        trainer.model, trainer.args, train_dataset=trainer.train_dataset, pruner=DataPruner
+    )
+    trainer.train()
+    kept = [record.kept for record in trainer.pruner.history]
+    assert kept[0] == 96
+    assert kept[-1] <= 80
+    assert all(r.mass_left_out < 0.03 + 8 / 96 for r in trainer.pruner.history)
+    assert any("infobatch/headroom" in log for log in trainer.state.log_history)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_cross_entropies_are_those_of_torch(monkeypatch, smoothing, dtype):
