@@ -194,6 +194,12 @@ def test_a_pass_without_pruning_is_not_counted():
     assert not pruner.is_within_epoch
 
 
+def test_what_stands_for_a_pruner_in_graphs_is_on_the_host_whatever_the_default_device():
+    with torch.device("meta"):
+        pruner = InfoBatch(N, EPOCHS)
+    assert pruner._handle.device.type == "cpu"
+
+
 def test_skip_in_a_compiled_function_is_skip():
     pruner = InfoBatch(N, EPOCHS)
     drawn = begin(pruner)

@@ -229,12 +229,14 @@ def test_what_is_left_out_without_a_budget_holds_no_more_than_the_tolerance(tole
 
 
 def test_without_a_budget_nothing_is_left_out_where_nothing_is_learned():
-    for scores in (np.full(1000, 2.3), np.full(1000, np.nan), np.linspace(0.7, 9, 1000)):
+    negative = np.linspace(-3.0, 2.0, 1000)  # logarithms of densities: 0 is no end
+    for scores in (np.full(1000, 2.3), np.full(1000, np.nan), np.linspace(0.7, 9, 1000), negative):
         assert ask(p.ProportionalSampling(), scores.astype(np.float32), 1, rng()).is_full
 
 
 def test_without_a_budget_what_is_learned_is_left_out_but_for_the_floor():
     scores = np.where(np.arange(1000) < 600, 1e-5, 1.0).astype(np.float32)
+    scores[:9], scores[9:20] = -0.0, -1e-7  # what rounding makes of cross-entropies
     selection = ask(p.ProportionalSampling(floor=0.1), scores, 1, rng())
     assert np.count_nonzero(weights(selection)[:600]) == 60
     assert (weights(selection)[600:] == 1).all()

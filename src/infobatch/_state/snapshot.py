@@ -173,10 +173,8 @@ def _check_settings(state: Mapping[str, Any], settings: dict[str, Any]) -> None:
 
 def _of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state of an older format, with what it lacks."""
-    version, lacks = (
-        entry(state, "format", int),
-        {"headroom": math.nan, "rank_correlation": math.nan},
-    )
+    version = entry(state, "format", int)
+    lacks: dict[str, float] = {"headroom": math.nan, "rank_correlation": math.nan}
     if not _OLDEST <= version < FORMAT:
         return state
     now = dict(state)

@@ -33,7 +33,7 @@ def handle(weigher: Weigher) -> Tensor:
     """What stands for this pruner in graphs: a number. One pruner, one handle."""
     number = next(_numbers)
     _weighers[number] = weigher
-    return torch.tensor(number)
+    return torch.tensor(number, device="cpu")  # to read it must not wait for an accelerator
 
 
 def update_in_graph(

@@ -32,6 +32,7 @@ _BOUNDS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "loss": lambda scores: scores,
     "root": np.sqrt,
 }
+_NEGATIVE = -1e-3  # cross-entropies are not, but for rounding errors
 _SMALL = 1e-12  # no claim counts as a smaller part of the largest; none is 0
 _BISECTIONS = 120
 _LEVELS = 254  # of keep probabilities; beside them a Selection has one for what is pruned
@@ -66,7 +67,7 @@ class ProportionalSampling(Policy):
     than `tolerance` of the sum of all bounds, and samples above the ceiling are all kept. That is
     the part of the epoch's gradient that can be missing, so the epoch remains one of the full data,
     with its steps fewer and as much larger; it saves much where most is learned, and nothing where
-    nothing is.
+    nothing is, or where scores are negative, as logarithms of densities are.
 
     Attributes:
         bound: of the gradient, by the score.
@@ -166,17 +167,16 @@ class ProportionalSampling(Policy):
             counts: of those of this rank.
         """
         bins, sizes, bounds = self._bins(of_all)
-        mass = _masses(bounds, sizes)
+        if len(bins) and bin_middles()[bins[0]] < _NEGATIVE:
+            return int(counts.sum())  # these scores bound no gradient
+        mass, claims = _masses(bounds, sizes), self._claims(bounds)
         most = self.tolerance * float(mass.sum())
-        claims, hardest = (
-            self._claims(bounds),
-            np.append(bounds >= min(self.ceiling, bounds.max(initial=0.0)), True),
-        )
-        probabilities = least_probabilities(
-            claims,
-            self.floor,
-            lambda p: float((1.0 - p) @ mass) <= most and bool((p[hardest] == 1.0).all()),
-        )
+        hardest = np.append(bounds >= min(self.ceiling, bounds.max(initial=0.0)), True)
+
+        def enough(p: NDArray[np.float64]) -> bool:
+            return float((1.0 - p) @ mass) <= most and bool((p[hardest] == 1.0).all())
+
+        probabilities = least_probabilities(claims, self.floor, enough)
         own = np.append(counts[bins], counts[-1])
         return max(1, math.ceil(float(probabilities @ own) - _SMALL))
 
