@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from infobatch import DataPruner, InfoBatch
 from infobatch._core.whole_batches import Batches, to_whole_batches
 from infobatch.policies import (
+    AlignPrune,
     BudgetThreshold,
     FixedSubset,
     FullData,
@@ -78,7 +79,8 @@ def test_every_pruned_epoch_is_of_whole_batches(policy, exact, batch):
     for record in pruner.history:
         assert is_whole(record, batch) or record.kept < math.ceil(least / batch) * batch
     assert pruner.history[0].kept == 120
-    if not isinstance(policy, FullData) and batch < 50:
+    # Losses do not move here, so that no sample goes its own way.
+    if not isinstance(policy, (FullData, AlignPrune)) and batch < 50:
         assert min(record.kept for record in pruner.history) < 120
 
 
