@@ -27,9 +27,13 @@ from infobatch.integrations.accelerate import prepare
 def _one_accelerator_at_a_time():
     from accelerate.state import AcceleratorState, GradientState
 
+    def forget():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    forget()  # what tests in other files have left
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget()
 
 
 @pytest.mark.parametrize("prune", [{}, {"budget": 0.7}])
