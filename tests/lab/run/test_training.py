@@ -22,6 +22,7 @@ from infobatch.lab.run.train import (
     save_state,
 )
 from infobatch.lab.tasks.base.task import Outcome
+from infobatch.losses import soft_target_score
 
 DROPPED = replace(DIGITS, build=lambda *given: nn.Sequential(nn.Dropout(0.2), DIGITS.build(*given)))
 ARMS = ("full", "fewer-epochs", "infobatch", "infobatch-quantile", "random")
@@ -196,16 +197,18 @@ def test_every_arm_that_leaves_samples_out_rescales_the_others_until_it_anneals(
             run.run_epoch()
 
 
-@pytest.mark.parametrize(
-    ("arm", "smoothing"), [("infobatch-budget", 0.1), ("proportional", 0.0), ("kakurenbo", 0.0)]
-)
-def test_policies_that_read_probabilities_rank_without_label_smoothing(arm, smoothing, data):
+@pytest.mark.parametrize("arm", ["infobatch-budget", "proportional", "kakurenbo", "full"])
+def test_policies_that_read_probabilities_rank_by_the_distance_to_the_smoothed_target(arm, data):
+    """So does the headroom of full data; other policies rank by the loss."""
     run = training_run(arm, data)
     expected = torch.zeros(200)
 
     def watch(indices, outputs, targets):
-        expected[indices] = F.cross_entropy(
-            outputs.detach(), targets, reduction="none", label_smoothing=smoothing
+        outputs = outputs.detach()
+        expected[indices] = (
+            F.cross_entropy(outputs, targets, reduction="none", label_smoothing=0.1)
+            if arm == "infobatch-budget"
+            else soft_target_score(outputs, targets, label_smoothing=0.1)
         )
 
     run.watch = watch

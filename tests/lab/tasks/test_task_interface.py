@@ -128,7 +128,8 @@ def test_arms_that_need_logits_of_classes_say_so(arm, tmp_path):
 
 def test_tasks_that_classify_and_no_others_have_such_logits():
     classify = {name for name, task in all_tasks().items() if task.by_class_logits}
-    assert classify == {"adult", "cifar10", "cifar100", "digits", "imagenet", "sentence-polarity"}
+    small = {"adult", "cifar10", "cifar100", "digits", "sentence-polarity"}
+    assert classify == {*small, "finetune-image", "finetune-text", "imagenet"}
 
 
 def test_arms_and_disturbances_that_need_classes_say_so(tmp_path):
