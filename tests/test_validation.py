@@ -231,8 +231,8 @@ def test_the_ends_of_every_range_are_good(argument, value):
     assert len(plan) == plan.total > 0
 
 
-def test_the_policy_without_one_is_the_same_with_a_budget_and_without():
-    assert DataPruner(10, 5).policy == ProportionalSampling()
+def test_without_a_budget_the_default_policy_looks_at_samples_more_often():
+    assert DataPruner(10, 5).policy == ProportionalSampling(floor=0.2)
     assert DataPruner(10, 5, budget=0.8).policy == ProportionalSampling()
 
 

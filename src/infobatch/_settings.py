@@ -17,6 +17,7 @@ from infobatch._core.policy import Policy
 from infobatch._core.validation import check_fraction, check_int
 from infobatch.policies import ProportionalSampling, WithinGroups
 from infobatch.policies.groups import check_groups
+from infobatch.policies.proportional import WITHOUT_BUDGET
 from infobatch.policies.wrapper import Wrapper
 
 _T = TypeVar("_T")
@@ -139,7 +140,7 @@ def policy_for(
         TypeError, ValueError: it must have a budget, or cannot; or the groups are not (N,).
     """
     if policy is None:
-        policy = ProportionalSampling()
+        policy = WITHOUT_BUDGET if budget is None else ProportionalSampling()
     if not isinstance(policy, Policy):
         raise TypeError(
             "policy must be an infobatch.policies.Policy with a method select(request), such as "

@@ -24,6 +24,7 @@ from infobatch.policies import (
 )
 
 EPOCHS = 4
+POLICY = ProportionalSampling(tolerance=0.03)
 
 
 def difficulty(ids):
@@ -70,11 +71,11 @@ def test_what_hardly_matters_is_found_over_all_ranks(world_size):
     """As in one process, up to whole batches; ranks need not have the same share of it."""
 
     def of_rank(group):
-        pruner = DataPruner(3000, EPOCHS, sharded=True, process_group=group)
+        pruner = DataPruner(3000, EPOCHS, POLICY, sharded=True, process_group=group)
         train(pruner, 8)
         return pruner.history
 
-    alone = DataPruner(3000, EPOCHS)
+    alone = DataPruner(3000, EPOCHS, POLICY)
     train(alone, 8 * world_size)
     histories = in_threads(world_size, of_rank)
     alike = [[replace(r, threshold=0.0) for r in history] for history in histories]

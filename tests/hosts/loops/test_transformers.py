@@ -690,8 +690,8 @@ def test_a_trainer_saves_by_itself_what_is_free(tmp_path):
     trainer.train()
     kept = [record.kept for record in trainer.pruner.history]
     assert kept[0] == 96
-    assert kept[-1] <= 80
-    assert all(r.mass_left_out < 0.03 + 8 / 96 for r in trainer.pruner.history)
+    assert kept[-1] <= 88
+    assert all(r.mass_left_out < 0.01 + 8 / 96 for r in trainer.pruner.history)
     assert any("infobatch/headroom" in log for log in trainer.state.log_history)
 
 

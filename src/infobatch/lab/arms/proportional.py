@@ -9,7 +9,7 @@ from infobatch._core.budget import RatioSchedule
 from infobatch.lab.arms.base import WARMUP_EPOCHS, Arm, ArmContext, ArmRun, exact_run
 from infobatch.lab.errors import LabError
 from infobatch.policies import CappedWeights, Policy, ProportionalSampling
-from infobatch.policies.proportional import Bound
+from infobatch.policies.proportional import WITHOUT_BUDGET, Bound
 
 DEFAULTS = ProportionalSampling()
 
@@ -70,7 +70,7 @@ def adaptive(
     pruner = DataPruner(
         context.dataset_size,
         context.epochs,
-        policy_of(**settings),  # type: ignore[arg-type]
+        policy_of(**{"floor": WITHOUT_BUDGET.floor, **settings}),  # type: ignore[arg-type]
         delta=None if delta < 0 else delta,
         warmup_epochs=int(warmup),
         score_ema=ema,
@@ -85,7 +85,7 @@ ARM = (
         "leaves out what hardly matters: DataPruner without a budget",
         adaptive,
         cost="own",
-        settings={**POLICY, **(adaptive.__kwdefaults__ or {})},
+        settings={**POLICY, "floor": WITHOUT_BUDGET.floor, **(adaptive.__kwdefaults__ or {})},
     ),
     Arm(
         "proportional",
