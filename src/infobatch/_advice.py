@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from infobatch._core.history import NO_HEADROOM, EpochRecord
+from infobatch._core.headroom import NO_HEADROOM
+from infobatch._core.history import EpochRecord
 from infobatch._core.user_warnings import warn_user
 from infobatch._settings import Settings
 from infobatch.errors import IndistinctScoresWarning, NonFiniteLossWarning, NothingPrunedWarning

@@ -591,6 +591,15 @@ def test_a_state_of_the_format_before_is_read(stop, uninterrupted):
     assert known == [epoch >= first for epoch in range(len(known))]
 
 
+def test_the_tensors_of_an_older_state_may_be_such_as_numpy_cannot_see():
+    """On an accelerator, or, as here, with a gradient."""
+    state = as_format_4(Training(PRUNERS["mean"]).run(stop=(2, 0)).state())
+    state["scores"].requires_grad_()
+    resumed = PRUNERS["mean"]()
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.scores, state["scores"].detach())
+
+
 def test_a_state_of_an_older_format_is_refused_with_those_that_are_read():
     state = {**Training(PRUNERS["mean"]).run(stop=(2, 0)).state(), "format": 3}
     with pytest.raises(StateError, match=r"has format 3, .* reads formats 4 to 6"):

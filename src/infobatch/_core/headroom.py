@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,26 @@ from infobatch._core.scores import FloatArray
 
 Bounds = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+NO_HEADROOM = 0.05  # below, choosing samples cannot pay
 _OF_BOUNDS, _OF_RANKS = 1 << 16, 1 << 10
 
 
 def some_of(scores: FloatArray, most: int = _OF_RANKS) -> FloatArray:
     """A copy of every k-th of the scores (N,), so that there are at most so many."""
-    step = -(-max(1, len(scores)) // most)
-    some: FloatArray = scores[::step].copy()
+    some: FloatArray = scores[:: _step(len(scores), most)].copy()
     return some
 
 
-@dataclass
+def nothing_of(count: int) -> FloatArray:
+    """What `some_of` so many scores is where they are not known: NaN."""
+    return np.full(len(range(0, count, _step(count, _OF_RANKS))), np.nan, dtype=np.float32)
+
+
+def _step(count: int, most: int) -> int:
+    return -(-max(1, count) // most)
+
+
+@dataclass(frozen=True, eq=False)
 class Headroom:
     """Sums from which headroom and rank correlation come; those of several ranks add up.
 
@@ -35,7 +44,7 @@ class Headroom:
             squares; the number of samples scored twice, and as often their rank correlation.
     """
 
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
+    sums: NDArray[np.float64]
 
     @classmethod
     def of(cls, before: FloatArray, now: FloatArray, bounds: Bounds) -> Headroom:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from infobatch._core.headroom import NO_HEADROOM
 from infobatch._core.scores import FloatArray
 
-NO_HEADROOM = 0.05  # below, choosing samples cannot pay
 _BLOCK = 1 << 16  # losses that are summed at a time
 
 

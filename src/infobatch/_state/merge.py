@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from infobatch._core.headroom import some_of
+from infobatch._core.headroom import nothing_of
 from infobatch._core.history import EpochRecord, LossTally
 from infobatch._core.plan import EpochPlan, Rows
 from infobatch._core.selection import Selection
@@ -118,7 +118,7 @@ class _Merged:
             first.is_over,
             first.batch_size,
             self._scores,
-            np.full_like(some_of(self._scores), np.nan),  # which were others
+            nothing_of(len(self._scores)),  # which were others
             self._memory,
             plan,
             self._tally,

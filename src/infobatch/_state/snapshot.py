@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from infobatch._core.headroom import some_of
+from infobatch._core.headroom import nothing_of
 from infobatch._core.history import EpochRecord, LossTally
 from infobatch._core.plan import EpochPlan, Rows, shuffled
 from infobatch._core.scores import FloatArray
@@ -118,7 +118,7 @@ class Snapshot:
         epoch = count(state, "epoch", at_most=settings["num_epochs"])
         scores = vector(state, "scores", len(samples), torch.float32).numpy()
         level = vector(state, "level", len(samples), torch.uint8).numpy()
-        before = vector(state, "before", len(some_of(scores)), torch.float32).numpy()
+        before = vector(state, "before", len(nothing_of(len(scores))), torch.float32).numpy()
         memory = _unpack_memory(state, columns, len(samples))
         saved_sum = entry(state, "checksum", int)
         position = count(state, "position", at_most=2**62)
@@ -186,7 +186,7 @@ def _of_today(state: Mapping[str, Any]) -> Mapping[str, Any]:
     records = history if isinstance(history, (list, tuple)) else ()
     now["history"] = tuple({**lacks, **r} if isinstance(r, dict) else r for r in records)
     if isinstance(scores := state.get("scores"), Tensor):
-        now["before"] = torch.full_like(torch.from_numpy(some_of(scores.numpy())), math.nan)
+        now["before"] = torch.from_numpy(nothing_of(scores.numel()))
     return now
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from infobatch._core.history import NO_HEADROOM
+from infobatch._core.headroom import NO_HEADROOM
 from infobatch.lab.arms import COST, FEWER_EPOCHS, REFERENCE, all_arms, base_name
 from infobatch.lab.errors import LabError
 from infobatch.lab.report.stats import PairedDifference, paired_difference, sample_std
