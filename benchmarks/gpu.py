@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +39,15 @@ Batch = tuple[Tensor, Tensor, Tensor]  # inputs, labels, numbers of the samples;
 
 
 class Seen(NamedTuple):
-    """One step, as the loop saw it; tensors on the device, so that nothing waits."""
+    """What a step came to, on the device, so that nothing waits; scores None: the losses."""
 
-    rows: Tensor
-    scores: Tensor
     loss: Tensor
     losses: Tensor
+    scores: Tensor | None = None
+
+
+Step = Callable[[Tensor, Tensor, int], Seen]
+"""Trains on inputs and labels of the batch with that number of its epoch."""
 
 
 class Training:
@@ -84,23 +87,30 @@ class Training:
             inputs, labels, numbers = (tensor[rows] for tensor in self.on_device)
             yield inputs, labels, numbers
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, inputs: Tensor, labels: Tensor, number: int = 0) -> Seen:
+        """The three lines."""
+        losses = self.losses(inputs, labels)
+        loss = self.pruner.update(losses)
+        self.learn(loss)
+        return Seen(loss, losses)
+
+    def learn(self, loss: Tensor) -> None:
         """Backward and optimizer."""
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         self.optimizer.step()
 
-    def check(self, plan: Any, seen: list[Seen]) -> list[str]:
+    def check(self, plan: Any, trained: list[Tensor], seen: list[Seen]) -> list[str]:
         """What is wrong with an epoch that has been trained."""
         wrong = []
         weights = torch.zeros(self.size, dtype=torch.float64)
         weights[plan.indices] = plan.weights
-        trained = torch.cat([step.rows for step in seen]).cpu()
-        if not torch.equal(trained, plan.indices):
+        if not torch.equal(torch.cat(trained).cpu(), plan.indices):
             wrong.append("the samples are not those of the plan, in its order")
-        for step in seen:
-            rows, losses = step.rows.cpu(), step.losses.double().cpu()
-            self.expected[rows] = step.scores.float().cpu()
+        for numbers, step in zip(trained, seen, strict=True):
+            rows, losses = numbers.cpu(), step.losses.double().cpu()
+            scores = step.losses if step.scores is None else step.scores
+            self.expected[rows] = scores.float().cpu()
             expected = (weights[rows] * losses).sum() / len(rows)
             near = 1e-2 if step.losses.dtype in (torch.float16, torch.bfloat16) else 1e-4
             if not torch.allclose(step.loss.double().cpu(), expected, rtol=near, atol=near):
@@ -112,12 +122,18 @@ class Training:
             wrong.append("scores are not the last losses")
         return wrong
 
-    def run(self, epoch: Callable[[], list[Seen]]) -> list[str]:
-        """Train by such epochs and check each."""
+    def run(
+        self, step: Step, batches: Callable[[], Iterable[Sequence[Tensor]]] | None = None
+    ) -> list[str]:
+        """Train by such steps, on such epochs of batches, and check each epoch."""
         wrong = []
         for _ in range(EPOCHS):
-            plan = self.pruner.plan
-            wrong += self.check(plan, epoch())
+            plan, trained, seen = self.pruner.plan, [], []
+            for number, (inputs, labels, rows) in enumerate((batches or self.batches)()):
+                found = step(inputs, labels, number)
+                trained.append(rows)
+                seen.append(Seen(found.loss.detach(), found.losses.detach(), found.scores))
+            wrong += self.check(plan, trained, seen)
         if not 0.05 < self.pruner.saved_fraction < 0.6:
             wrong.append(f"it saved {self.pruner.saved_fraction:.0%}, so it did not prune")
         return list(dict.fromkeys(wrong))
@@ -126,41 +142,26 @@ class Training:
 def plain(device: str, size: int) -> list[str]:
     """The three lines."""
     training = Training(device, size)
-
-    def epoch() -> list[Seen]:
-        seen = []
-        for inputs, labels, rows in training.batches():
-            losses = training.losses(inputs, labels)
-            loss = training.pruner.update(losses)
-            training.step(loss)
-            seen.append(Seen(rows, losses.detach(), loss.detach(), losses.detach()))
-        return seen
-
-    return training.run(epoch)
+    return training.run(training.step)
 
 
 def without_waiting(device: str, size: int) -> list[str]:
     """The same, where any wait of the host for the GPU is an error, from the second step on."""
     training = Training(device, size)
+    if not training.is_cuda:
+        return training.run(training.step)
 
-    def epoch() -> list[Seen]:
-        seen: list[Seen] = []
-        try:
-            for inputs, labels, rows in training.batches():
-                losses = training.losses(inputs, labels)
-                if len(seen) == 1 and training.is_cuda:
-                    torch.cuda.set_sync_debug_mode("error")
-                if (len(seen) + 1) * BATCH >= len(training.pruner.plan) and training.is_cuda:
-                    torch.cuda.set_sync_debug_mode("default")  # the last one takes the losses in
-                loss = training.pruner.update(losses)
-                training.step(loss)
-                seen.append(Seen(rows, losses.detach(), loss.detach(), losses.detach()))
-        finally:
-            if training.is_cuda:
-                torch.cuda.set_sync_debug_mode("default")
-        return seen
+    def step(inputs: Tensor, labels: Tensor, number: int) -> Seen:
+        if number == 1:
+            torch.cuda.set_sync_debug_mode("error")
+        if (number + 1) * BATCH >= len(training.pruner.plan):
+            torch.cuda.set_sync_debug_mode("default")  # the last one takes the losses in
+        return training.step(inputs, labels)
 
-    return training.run(epoch)
+    try:
+        return training.run(step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def mixed_precision(device: str, size: int) -> list[str]:
@@ -169,38 +170,32 @@ def mixed_precision(device: str, size: int) -> list[str]:
     half = torch.float16 if training.is_cuda else torch.bfloat16
     scaler = torch.amp.GradScaler(training.device, enabled=training.is_cuda)
 
-    def epoch() -> list[Seen]:
-        seen = []
-        for inputs, labels, rows in training.batches():
-            with torch.autocast(training.device, dtype=half):
-                logits = training.model(inputs)
-            losses = F.cross_entropy(logits.float(), labels, reduction="none").to(half)
-            loss = training.pruner.update(losses)
-            training.optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(training.optimizer)
-            scaler.update()
-            seen.append(Seen(rows, losses.detach(), loss.detach(), losses.detach()))
-        return seen
+    def step(inputs: Tensor, labels: Tensor, _number: int) -> Seen:
+        with torch.autocast(training.device, dtype=half):
+            logits = training.model(inputs)
+        losses = F.cross_entropy(logits.float(), labels, reduction="none").to(half)
+        loss = training.pruner.update(losses)
+        training.optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(training.optimizer)
+        scaler.update()
+        return Seen(loss, losses)
 
-    return training.run(epoch)
+    return training.run(step)
 
 
 def unlike_batches(device: str, size: int) -> list[str]:
     """Every other batch with scores of its own."""
     training = Training(device, size)
 
-    def epoch() -> list[Seen]:
-        seen = []
-        for number, (inputs, labels, rows) in enumerate(training.batches()):
-            losses = training.losses(inputs, labels)
-            scores = losses.detach().sqrt() if number % 2 else losses.detach()
-            loss = training.pruner.update(losses, scores=scores if number % 2 else None)
-            training.step(loss)
-            seen.append(Seen(rows, scores, loss.detach(), losses.detach()))
-        return seen
+    def step(inputs: Tensor, labels: Tensor, number: int) -> Seen:
+        losses = training.losses(inputs, labels)
+        scores = losses.detach().sqrt() if number % 2 else None
+        loss = training.pruner.update(losses, scores=scores)
+        training.learn(loss)
+        return Seen(loss, losses, scores)
 
-    return training.run(epoch)
+    return training.run(step)
 
 
 def compiled(device: str, size: int) -> list[str]:
@@ -213,17 +208,14 @@ def compiled(device: str, size: int) -> list[str]:
         losses = training.losses(inputs, labels)
         return training.pruner.update(losses), losses
 
-    def epoch() -> list[Seen]:
-        seen = []
-        for inputs, labels, rows in training.batches():
-            torch.compiler.cudagraph_mark_step_begin()
-            loss, losses = forward(inputs, labels)
-            kept = losses.detach().clone(), loss.detach().clone()  # of a graph's own memory
-            training.step(loss)
-            seen.append(Seen(rows, kept[0], kept[1], kept[0]))
-        return seen
+    def step(inputs: Tensor, labels: Tensor, _number: int) -> Seen:
+        torch.compiler.cudagraph_mark_step_begin()
+        loss, losses = forward(inputs, labels)
+        kept = Seen(loss.detach().clone(), losses.detach().clone())  # of a graph's own memory
+        training.learn(loss)
+        return kept
 
-    return training.run(epoch)
+    return training.run(step)
 
 
 def prefetched(device: str, size: int) -> list[str]:
@@ -234,17 +226,7 @@ def prefetched(device: str, size: int) -> list[str]:
         pin_memory=training.is_cuda, multiprocessing_context="spawn", persistent_workers=True,
     )  # fmt: skip
     training.pruner.sampler.batches_ahead = 1
-
-    def epoch() -> list[Seen]:
-        seen = []
-        for inputs, labels, rows in ahead(loader, training.device):
-            losses = training.losses(inputs, labels)
-            loss = training.pruner.update(losses)
-            training.step(loss)
-            seen.append(Seen(rows, losses.detach(), loss.detach(), losses.detach()))
-        return seen
-
-    return training.run(epoch)
+    return training.run(training.step, lambda: ahead(loader, training.device))
 
 
 def ahead(loader: Iterable[list[Tensor]], device: str) -> Iterator[list[Tensor]]:

@@ -15,6 +15,7 @@ DEFAULTS = ProportionalSampling()
 
 
 def policy_of(
+    *,
     bound: str = DEFAULTS.bound,
     power: float = DEFAULTS.power,
     floor: float = DEFAULTS.floor,
@@ -32,7 +33,7 @@ def policy_of(
         raise LabError(f"proportional: {error}") from error
 
 
-POLICY = dict(zip(policy_of.__code__.co_varnames, policy_of.__defaults__ or (), strict=False))
+POLICY = policy_of.__kwdefaults__ or {}
 
 
 def proportional(

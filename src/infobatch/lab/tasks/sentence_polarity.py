@@ -6,7 +6,7 @@ from scratch, on tokens of a tokenizer that has seen the training part alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,12 +71,25 @@ def _labelled(entry: Mapping[str, Any], place: str) -> tuple[str, int]:
 
 
 def load(data_dir: Path | None, vocabulary: int, length: int) -> TextData:
-    """Four fifths train and one fifth tests, stratified by class and always the same split."""
+    """The sentences in tokens of a tokenizer of the training part; see `in_tokens`."""
+    return in_tokens(data_dir, lambda train: train_tokenizer(train, vocabulary), length)
+
+
+def in_tokens(
+    data_dir: Path | None, tokenizer_for: Callable[[list[str]], Any], length: int
+) -> TextData:
+    """Four fifths train and one fifth tests, stratified by class and always the same split.
+
+    Args:
+        data_dir: where the sentences lie.
+        tokenizer_for: gives the tokenizer, of the `tokenizers` library, for the training part.
+        length: of a row, to which sentences are cut or filled up with `SPECIAL`.
+    """
     texts, labels = read_sentence_polarity(data_dir)
     train, test, train_labels, test_labels = train_test_split(
         texts, labels, test_size=0.2, random_state=0, stratify=labels
     )
-    tokenizer = train_tokenizer(train, vocabulary)
+    tokenizer = tokenizer_for(train)
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=SPECIAL)
 

@@ -69,16 +69,16 @@ class AlignPrune(Wrapper):
 
     def select(self, request: Request) -> Selection:
         """The other policy's selection by alignment."""
-        scores = self.alignment(request.memory)
-        policy = self.policy
-        if request.keep is not None and not policy.takes_budget:
-            policy = BudgetThreshold()
-        return policy.select(replace(request, scores=scores))
+        policy = self.policy if request.keep is None else self._of_budget
+        return policy.select(replace(request, scores=self.alignment(request.memory)))
 
     def min_keep(self, num_samples: int) -> int:
         """That of the policy that is given a number."""
-        policy = self.policy if self.policy.takes_budget else BudgetThreshold()
-        return policy.min_keep(num_samples)
+        return self._of_budget.min_keep(num_samples)
+
+    @property
+    def _of_budget(self) -> Policy:
+        return self.policy if self.policy.takes_budget else BudgetThreshold()
 
     def alignment(self, memory: Memory) -> NDArray[np.float32]:
         """(N,) in [-1, 1]; NaN where too few losses are known."""

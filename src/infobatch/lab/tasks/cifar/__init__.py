@@ -40,10 +40,10 @@ def cifar_task(classes: int, mean: Colour, std: Colour) -> Task:
         )
 
     def build(name: str, width: int | None, data: TaskData) -> nn.Module:
-        rows, _ = data.samples(torch.arange(min(_WHITENED, len(data))))
-        images = Images(channels=3, classes=classes, size=rows.shape[-1])
-        model = build_model(name, images, width)
+        rows, _ = data.samples(torch.tensor([0]))
+        model = build_model(name, Images(channels=3, classes=classes, size=rows.shape[-1]), width)
         if isinstance(model, Airbench):
+            rows, _ = data.samples(torch.arange(min(_WHITENED, len(data))))
             model.whiten(standard.inputs(rows, None))
         return model
 

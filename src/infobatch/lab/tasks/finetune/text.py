@@ -14,8 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from infobatch.lab.errors import LabError, need
@@ -23,7 +21,7 @@ from infobatch.lab.tasks.base.data import TaskData
 from infobatch.lab.tasks.base.images import accuracy, cross_entropy
 from infobatch.lab.tasks.base.task import Metric, Option, Task
 from infobatch.lab.tasks.base.text import SPECIAL, TextData
-from infobatch.lab.tasks.sentence_polarity import CLASSES, prepare, read_sentence_polarity
+from infobatch.lab.tasks.sentence_polarity import CLASSES, in_tokens, prepare
 
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -65,29 +63,11 @@ class Pretrained(ExitStack):
 
 
 def load(data_dir: Path | None, weights: str, length: int) -> TextData:
-    """Four fifths train and one fifth tests, as in sentence-polarity; in the encoder's tokens."""
+    """The sentences of sentence-polarity and their split, in the encoder's tokens."""
     tokenizers = need("tokenizers", "tasks")
-    texts, labels = read_sentence_polarity(data_dir)
     with Pretrained(weights) as pretrained:
         tokenizer = tokenizers.Tokenizer.from_file(str(pretrained.folder() / "tokenizer.json"))
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=SPECIAL)
-    train, test, train_labels, test_labels = train_test_split(
-        texts, labels, test_size=0.2, random_state=0, stratify=labels
-    )
-
-    def rows(sentences: list[str]) -> Tensor:
-        encodings = tokenizer.encode_batch(sentences)
-        return torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int32)
-
-    return TextData(
-        rows(train),
-        torch.tensor(train_labels),
-        rows(test),
-        torch.tensor(test_labels),
-        CLASSES,
-        vocabulary=tokenizer.get_vocab_size(),
-    )
+    return in_tokens(data_dir, lambda _train: tokenizer, length)
 
 
 class EncoderClassifier(nn.Module):
